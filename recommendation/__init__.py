@@ -1,0 +1,1 @@
+"""NeuMF on MovieLens, trained to HR@10: see README.md."""
