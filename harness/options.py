@@ -7,10 +7,10 @@ import dataclasses
 import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, NoReturn, Protocol, TypeVar, cast
 
 import tyro
 
@@ -87,27 +87,25 @@ def parse_command_line(
     `presets` maps a name to (one line of help, Config). Raises UsageError, in one line, for
     anything that is not understood; `--help` exits with 0.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or not arguments[0].startswith("-") and arguments[0] not in presets:
+        given = f"there is no preset {arguments[0]!r}" if arguments else "the preset is missing"
+        raise UsageError(f"{given}; choose from {', '.join(presets)}")
     config_type = type(next(iter(presets.values()))[1])
     command_type = dataclasses.make_dataclass(
         "Command", [("config", config_type), ("options", RunOptions)], frozen=True
     )
     commands = {
-        name: (text, command_type(config, _default_options(benchmark, name)))
+        name: (text, command_type(config, default_options(benchmark, name)))
         for name, (text, config) in presets.items()
     }
-    captured = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(captured):
-            command = tyro.extras.overridable_config_cli(
-                commands,
-                prog=f"python -m {benchmark}.train",
-                args=arguments,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise UsageError(f"{_cause(captured.getvalue())}; see --help") from None
+    with one_line_errors():
+        command = tyro.extras.overridable_config_cli(
+            commands,
+            prog=f"python -m {benchmark}.train",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
     options = command.options
     config = command.config
     if options.target is not None:
@@ -121,8 +119,8 @@ def parse_command_line(
     return config, dataclasses.replace(options, modified=modified)
 
 
-def _default_options(benchmark: str, preset: str) -> RunOptions:
-    """The options with what the environment sets."""
+def default_options(benchmark: str, preset: str) -> RunOptions:
+    """The options as the environment sets them."""
     data_dir = os.environ.get("DATA_DIR") or REPOSITORY / "data" / benchmark / preset
     results_dir = os.environ.get("RESULTS_DIR") or REPOSITORY / "results"
     return RunOptions(
@@ -130,6 +128,19 @@ def _default_options(benchmark: str, preset: str) -> RunOptions:
         results_dir=Path(results_dir).absolute(),
         resume=os.environ.get("RESUME") == "1",
     )
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Around a call of tyro: what it says in a box about a command line becomes a UsageError."""
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            yield
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise UsageError(f"{_cause(captured.getvalue())}; see --help") from None
 
 
 def _modified(
@@ -149,6 +160,20 @@ def _cause(box: str) -> str:
 
 
 def exit_with(error: UsageError) -> int:
-    """Print a usage error as its one line; returns the exit status 2."""
-    print(f"error: {error}", file=sys.stderr)
+    """Print a usage error as its one line, in the first process; returns the exit status 2."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr)
     return 2
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with `status`.
+
+    Under torchrun, which makes every status 1 and prints a page about it, the first process
+    leaves the status in $STATUS_FILE for run_and_time.sh, and all end with 0.
+    """
+    if status_file := os.environ.get("STATUS_FILE"):
+        if os.environ.get("RANK", "0") == "0":
+            Path(status_file).write_text(f"{status}\n")
+        status = 0
+    sys.exit(status)

@@ -274,13 +274,18 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        """Close the log and print the last lines; every end has its status, none a traceback
-        but a crash."""
+        """Close the log, print the last lines and set the exit status."""
         self.stop_signal.close()
-        if not self._started:
+        try:
+            return self._end(_root_cause(error)) if self._started else False
+        finally:
             if self.is_main:
-                self._folder.discard()
-            return False
+                self._folder.lock.close()
+                if not self._started:
+                    self._folder.discard()
+
+    def _end(self, error: BaseException | None) -> bool:
+        """The run ended with `error`, or its loop did; returns whether that is dealt with."""
         if isinstance(error, InterruptedRunError):
             number = self.stop_signal.received or 2
             self.exit_status = 128 + number
@@ -304,6 +309,8 @@ class Run:
                 traceback.print_exception(error)
             self._stop_clock(status)
             self._finish(constants.RUN_STOP, status=constants.ABORTED, step_num=self.step)
+            # One process of several must not end quietly while the others wait for it.
+            return status != "crashed" or "RANK" not in os.environ
         return True
 
     def _finish(self, key: str | None, **metadata: Any) -> None:
@@ -411,6 +418,16 @@ class Run:
     def _say(self, text: str) -> None:
         if self.is_main:
             print(text, file=sys.stderr, flush=True)
+
+
+def _root_cause(error: BaseException | None) -> BaseException | None:
+    """The OSError behind `error` where there is one: PyTorch turns a full disk into another."""
+    behind = error
+    while behind is not None:
+        if isinstance(behind, OSError):
+            return behind
+        behind = behind.__cause__ or behind.__context__
+    return error
 
 
 def _one_line(error: BaseException) -> str:

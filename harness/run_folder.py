@@ -29,6 +29,8 @@ class RunFolder:
 
     path: Path
     lock: TextIO
+    made: tuple[Path, ...] = ()
+    """The folders that were made for this run, the innermost first."""
     resume_from: Checkpoint | None = None
 
     @classmethod
@@ -55,8 +57,9 @@ class RunFolder:
         while path.exists():  # two runs may start in the same second
             number += 1
             path = seed_folder / f"{start}-{number}"
+        made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
         path.mkdir(parents=True)
-        folder = cls(path, _take_lock(path))
+        folder = cls(path, _take_lock(path), made)
         try:
             write_json(path / "system.json", system.describe())
         except OSError:
@@ -67,14 +70,11 @@ class RunFolder:
     def discard(self) -> None:
         """The run never started: leave nothing behind but what earlier runs wrote."""
         self.lock.close()
-        if self.resume_from:
-            return
-        shutil.rmtree(self.path)
-        for folder in list(self.path.parents)[:4]:
-            try:
+        for folder in self.made:
+            if folder == self.path:
+                shutil.rmtree(folder)
+            elif not any(folder.iterdir()):
                 folder.rmdir()
-            except OSError:  # other runs lie in it
-                break
 
 
 def plain(value: Any) -> dict[str, Any]:

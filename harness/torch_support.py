@@ -59,7 +59,7 @@ def set_up(device: torch.device, seed: int, num_workers: int = 0) -> None:
     random.seed(derive_seed(seed, "python"))
     torch.manual_seed(derive_seed(seed, "torch"))
     numpy.random.seed(derive_seed(seed, "numpy", bits=32))
-    if num_processes() > 1 and not distributed.is_initialized():
+    if num_processes() > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=timedelta(minutes=10))
 
@@ -123,7 +123,7 @@ def rng_states() -> dict[str, Any]:
         "numpy": (name, torch.from_numpy(keys.astype("int64")), *rest),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
@@ -134,7 +134,7 @@ def set_rng_states(states: dict[str, Any]) -> None:
     name, keys, *rest = states["numpy"]
     numpy.random.set_state((name, keys.numpy().astype("uint32"), *rest))
     torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_initialized():
+    if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
 
 

@@ -74,11 +74,18 @@ def sizes(config: Config, options: RunOptions) -> tuple[int, int]:
 
 
 def load(config: Config, options: RunOptions) -> Interactions:
-    """The prepared arrays, memory-mapped; or made-up data."""
+    """The prepared arrays, memory-mapped; or made-up data.
+
+    Raises UsageError where a file cannot be read or is not whole.
+    """
     if _is_made_up(config, options):
         return make_up(config)
     folder = options.data_dir / "prepared"
-    arrays = {name: numpy.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    try:
+        arrays = {name: numpy.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    except (OSError, ValueError) as error:
+        cause = f"{folder} is damaged ({error})"
+        raise UsageError(f"{cause}; remove it and run recommendation.prepare again") from error
     return Interactions(
         num_users=len(arrays["user_ids"]), num_items=len(arrays["item_ids"]), **arrays
     )

@@ -9,7 +9,6 @@ HR@10 >= 0.635, about seven epochs. See README.md for the data, the recipe and k
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness import torch_support
 from harness.errors import UsageError
-from harness.options import RunOptions, exit_with, parse_command_line
+from harness.options import RunOptions, exit_with, leave, parse_command_line
 from harness.progress import Progress
 from harness.run import Run
 from harness.seeds import derive_seed
@@ -110,6 +109,7 @@ def train(config: Config, options: RunOptions) -> int:
             quality = evaluate(model, evaluation_set, config.top_k, options.precision)
             reached = run.eval_stop(0, quality)
             progress.evaluated(0, quality)
+            save(run, trainer_state, 1, 0)
 
         for epoch in range(first_epoch, config.max_epochs + 1):
             if reached:
@@ -224,4 +224,4 @@ def time_evaluation(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
