@@ -88,7 +88,7 @@ def parse_command_line(
     anything that is not understood; `--help` exits with 0.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or not arguments[0].startswith("-") and arguments[0] not in presets:
+    if not arguments or (not arguments[0].startswith("-") and arguments[0] not in presets):
         given = f"there is no preset {arguments[0]!r}" if arguments else "the preset is missing"
         raise UsageError(f"{given}; choose from {', '.join(presets)}")
     config_type = type(next(iter(presets.values()))[1])

@@ -1,12 +1,11 @@
 """A picture of one run: quality over time against its target.
 
-    python -m harness plot results/recommendation      # the newest run below a folder
+python -m harness plot results/recommendation      # the newest run below a folder
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -51,14 +50,16 @@ def draw_quality(run: Path) -> Path:
     for evaluation in evaluations:
         name = next(iter(record["targets"]))
         place = (evaluation["elapsed_s"], evaluation["quality"][name])
-        axes.annotate(str(evaluation["epoch"]), place, (0, 6), textcoords="offset points", ha="center")
+        axes.annotate(
+            str(evaluation["epoch"]), place, (0, 6), textcoords="offset points", ha="center"
+        )
     ending = {
         "reached": f"target reached after {record['run_seconds'] or 0:,.1f} s",
         "running": "still running",
     }.get(record["status"], record["status"])
     date = time.strftime("%Y-%m-%d", time.gmtime(record["start_utc_s"]))
-    place = f"{record['benchmark']}, preset {record['preset']}, seed {record['seed']}, {date}"
-    axes.set_title(f"{place}\n{ending}")
+    title = f"{record['benchmark']}, preset {record['preset']}, seed {record['seed']}, {date}"
+    axes.set_title(f"{title}\n{ending}")
     axes.set_xlabel("seconds since run_start (numbers: epochs)")
     axes.set_ylabel(", ".join(record["targets"]))
     axes.grid(alpha=0.3)
@@ -67,7 +68,7 @@ def draw_quality(run: Path) -> Path:
     temporary = picture.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=120)
     pyplot.close(figure)
-    os.replace(temporary, picture)
+    temporary.replace(picture)
     return picture
 
 

@@ -112,7 +112,8 @@ def _place(run: Record) -> str:
     system = run["system"]
     gpus = ", ".join(gpu["name"] for gpu in system["gpus"]) or "no GPU"
     versions = [f"python {system['python']}"]
-    versions += [f"{name} {system['packages'][name]}" for name in FRAMEWORKS if name in system["packages"]]
+    packages = system["packages"]
+    versions += [f"{name} {packages[name]}" for name in FRAMEWORKS if name in packages]
     memory = system["memory_bytes"] / 2**30
     day = time.strftime("%Y-%m-%d", time.gmtime(run["start_utc_s"]))
     return (

@@ -101,10 +101,12 @@ class Run:
             return
         config, options = plain(self.config), plain(self.options)
         print(f"{self.benchmark}: preset {self.config.preset}", file=sys.stderr)
-        for name, value in {**config, **options, **derived}.items():
-            shown = f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else value
-            print(f"  {name:<28} {shown}", file=sys.stderr)
-        print(f"  {'results':<28} {self.folder}", file=sys.stderr)
+        values = {**config, **options, **derived, "folder": self.folder}
+        values["quality_targets"] = ", ".join(map(str, self.config.quality_targets))
+        for name, value in values.items():
+            if value is not None and name not in ("preset", "target"):
+                shown = f"{value:,}" if isinstance(value, int) and value >= 10_000 else value
+                print(f"  {name:<26} {shown}", file=sys.stderr)
         if self.resume_from is None:
             record = {"config": config, "options": options, "derived": dict(derived)}
             write_json(self.folder / "config.json", record)
@@ -162,9 +164,10 @@ class Run:
         `num_examples` is what these steps trained on, over all processes. Raises
         NonFiniteLossError at the first loss that is not finite.
         """
-        now_s = time.monotonic()
-        self._seconds_by_step += [(now_s - self._last_losses_s) / len(losses)] * len(losses)
-        self._last_losses_s = now_s
+        if self.options.num_steps:
+            now_s = time.monotonic()
+            self._seconds_by_step += [(now_s - self._last_losses_s) / len(losses)] * len(losses)
+            self._last_losses_s = now_s
         for number, loss in enumerate(losses, start=self.step + 1):
             if not math.isfinite(loss):
                 self.step = number
@@ -232,22 +235,22 @@ class Run:
 
         If so this moment is run_stop. Qualities without a target are logged beside the others.
         """
-        elapsed_s = self.clock.elapsed_s
         reached = all_met(self.config.quality_targets, quality)
         if reached:
             self._stop_clock("reached")
-        place = {"epoch_num": epoch, "step_num": self.step}
+        elapsed_s, now_ms = self._run_s or self.clock.elapsed_s, self.clock.unix_ms
+        moment = {"epoch_num": epoch, "step_num": self.step, "time_ms": now_ms}
         for target in self.config.quality_targets:
             value = quality[target.name]
-            self.log.event(constants.EVAL_ACCURACY, value, **place, metric=target.name)
-        self.log.event("tracked_stats", dict(quality), **place)
-        self.log.end(constants.EVAL_STOP, epoch_num=epoch)
-        self.evaluations.append({"epoch": epoch, "step": self.step, "elapsed_s": elapsed_s})
-        self.evaluations[-1]["quality"] = dict(quality)
+            self.log.event(constants.EVAL_ACCURACY, value, **moment, metric=target.name)
+        self.log.event("tracked_stats", dict(quality), **moment)
+        self.log.end(constants.EVAL_STOP, **moment)
+        if reached:
+            self.log.event(constants.RUN_STOP, status=constants.SUCCESS, **moment)
+        evaluation = {"epoch": epoch, "step": self.step, "elapsed_s": elapsed_s}
+        self.evaluations.append({**evaluation, "quality": dict(quality)})
         self.clock.switch("training")
         self._last_losses_s = time.monotonic()
-        if reached:
-            self.log.event(constants.RUN_STOP, status=constants.SUCCESS, **place)
         self._write_record()
         return reached
 
@@ -294,9 +297,11 @@ class Run:
         elif isinstance(error, NumStepsDoneError):
             self.exit_status = 0
             self._stop_clock("num_steps")
-            self._finish(constants.RUN_STOP, status="num_steps", step_num=self.step)
-        elif error is None and self.status == "reached":
+            self._finish("num_steps")
+        elif self.status == "reached":  # whatever happened after run_stop
             self.exit_status = 0
+            if error is not None:
+                self._say(f"error: {_one_line(error)}; the target had been reached before")
             self._finish(None)
         else:
             self.exit_status = 1
@@ -305,22 +310,22 @@ class Run:
                 status = "non-finite"
             if error is not None:
                 self._say(f"error: {_one_line(error)}; the run is aborted at step {self.step}")
+            self._stop_clock(status)
+            self._finish(constants.ABORTED)
+            if status == "crashed" and "RANK" in os.environ:
+                return False  # one process of several must not end quietly while others wait
             if status == "crashed" and not isinstance(error, OSError | UsageError):
                 traceback.print_exception(error)
-            self._stop_clock(status)
-            self._finish(constants.RUN_STOP, status=constants.ABORTED, step_num=self.step)
-            # One process of several must not end quietly while the others wait for it.
-            return status != "crashed" or "RANK" not in os.environ
         return True
 
-    def _finish(self, key: str | None, **metadata: Any) -> None:
-        """Last records, ENDING, and RESULT or ABORTED."""
+    def _finish(self, run_stop_status: str | None) -> None:
+        """Last records (run_stop first, where it is not there yet), ENDING, RESULT or ABORTED."""
         if not self.is_main:
             return
         run_s = cast(float, self._run_s)
         try:
-            if key:
-                self.log.event(key, **metadata)
+            if run_stop_status:
+                self.log.event(constants.RUN_STOP, status=run_stop_status, step_num=self.step)
             self.log.event("run_seconds", run_s)
             self.log.event("phase_seconds", self._phase_s)
             self.log.event("train_examples_per_s", self._examples_per_s())
@@ -342,10 +347,12 @@ class Run:
     def _finish_interrupted(self, number: int) -> None:
         """Close the log of an attempt that a signal ended; no run_stop, it may go on."""
         self.status = "interrupted"
-        if self.is_main:
+        try:
             self.log.event("interrupted", number, step_num=self.step)
             self.log.seal()
             self._write_record()
+        except OSError as error:
+            self._say(f"error: the log is incomplete: {_one_line(error)}")
 
     def _close_on_deadline(self, number: int) -> None:
         """No step boundary came in time: the last checkpoint stands, and the log names its step."""

@@ -76,6 +76,8 @@ class RunLog:
             self._lines = whole[:keep_bytes].decode().splitlines()
         self._file = path.open("a", encoding="utf-8")
 
+    # Each record's time is the clock's, or `time_ms` where several record one moment.
+
     def start(self, key: str, value: Any = None, **metadata: Any) -> None:
         """Record the start of an interval such as epoch_start."""
         self._write(self._mllogger.start, key, value, metadata)
@@ -101,6 +103,7 @@ class RunLog:
         with self._lock:
             if self._file:
                 self.event(SEAL_KEY, seal_value(self._lines))
+                self.sync()
                 self._file.close()
                 self._file = None
 
@@ -118,7 +121,8 @@ class RunLog:
         with self._lock:
             if not self._file:
                 return
-            log(key, _finite(value), metadata=metadata, time_ms=self.clock.unix_ms)
+            time_ms = metadata.pop("time_ms", None) or self.clock.unix_ms
+            log(key, _finite(value), metadata=metadata, time_ms=time_ms)
             line = self._handler.line
             self._file.write(line + "\n")
             self._file.flush()

@@ -20,6 +20,9 @@ class QualityTarget:
     higher_is_better: bool = True
     """False for an error rate: then a quality at or below the value meets it."""
 
+    def __str__(self) -> str:
+        return f"{self.name} {'>=' if self.higher_is_better else '<='} {self.value:g}"
+
     def is_met_by(self, quality: float) -> bool:
         """Equal counts as met; NaN and infinities never do."""
         if not math.isfinite(quality):

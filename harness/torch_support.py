@@ -58,7 +58,7 @@ def set_up(device: torch.device, seed: int, num_workers: int = 0) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     random.seed(derive_seed(seed, "python"))
     torch.manual_seed(derive_seed(seed, "torch"))
-    numpy.random.seed(derive_seed(seed, "numpy", bits=32))
+    numpy.random.seed(derive_seed(seed, "numpy", bits=32))  # noqa: NPY002  libraries draw there
     if num_processes() > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=timedelta(minutes=10))
@@ -117,7 +117,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 def rng_states() -> dict[str, Any]:
     """State of python's, numpy's and PyTorch's generators, of types that weights_only loads."""
-    name, keys, *rest = cast(tuple[Any, ...], numpy.random.get_state(legacy=True))
+    name, keys, *rest = cast(tuple[Any, ...], numpy.random.get_state(legacy=True))  # noqa: NPY002
     states = {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.astype("int64")), *rest),
@@ -132,7 +132,7 @@ def set_rng_states(states: dict[str, Any]) -> None:
     """Put back what `rng_states` returned."""
     random.setstate(states["python"])
     name, keys, *rest = states["numpy"]
-    numpy.random.set_state((name, keys.numpy().astype("uint32"), *rest))
+    numpy.random.set_state((name, keys.numpy().astype("uint32"), *rest))  # noqa: NPY002
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

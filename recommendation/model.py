@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +36,7 @@ class NeuMF(nn.Module):
         self.mlp_user = nn.Embedding(num_users, mlp_layers[0] // 2)
         self.mlp_item = nn.Embedding(num_items, mlp_layers[0] // 2)
         self.mlp = nn.ModuleList(
-            nn.Linear(width_in, width_out)
-            for width_in, width_out in zip(mlp_layers[:-1], mlp_layers[1:], strict=True)
+            nn.Linear(width_in, width_out) for width_in, width_out in pairwise(mlp_layers)
         )
         self.output = nn.Linear(num_factors + mlp_layers[-1], 1)
         self.reset_parameters()
@@ -63,7 +64,7 @@ class NeuMF(nn.Module):
         It is linear, so the sum of a user's and an item's row is the layer of the pair. Returns
         [num_users, L[1]] (with the bias) and [num_items, L[1]].
         """
-        first = self.mlp[0]
+        first = cast(nn.Linear, self.mlp[0])
         user_weight, item_weight = first.weight.chunk(2, dim=1)  # [L[1], L[0]/2] each
         return (
             nn.functional.linear(self.mlp_user.weight, user_weight, first.bias),
@@ -82,7 +83,7 @@ class NeuMF(nn.Module):
         # In place: these activations are the evaluation's largest, and memory is its bottleneck.
         hidden = nn.functional.embedding(candidates, item_part)  # [B, C, L[1]]
         hidden.add_(user_part[users].unsqueeze(1)).relu_()
-        for layer in self.mlp[1:]:
+        for layer in list(self.mlp)[1:]:
             hidden = layer(hidden).relu_()  # [B, C, L[k]]
         factor_weight, hidden_weight = self.output.weight.squeeze(0).split(
             [self.mf_user.embedding_dim, hidden.shape[-1]]

@@ -57,14 +57,17 @@ def test_without_its_json_it_does_not_count(tmp_path):
     assert newest_checkpoint(tmp_path).position == {"step": 1}
 
 
-def test_a_failed_write_leaves_the_previous_one(tmp_path):
+def test_a_failed_write_leaves_the_previous_one(tmp_path, monkeypatch):
     save(tmp_path, 1)
-    with (
-        pytest.raises(OSError, match="disk"),
-        write_checkpoint(tmp_path, 2, "bin", {"step": 2}) as file,
-    ):
-        file.write(b"half")
+
+    def half(descriptor):
+        assert descriptor >= 0
         raise OSError(errno.ENOSPC, "disk is full")
+
+    monkeypatch.setattr("os.fsync", half)
+    with pytest.raises(OSError, match="disk"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step-000000001.bin",
         "step-000000001.json",
@@ -90,6 +93,7 @@ def test_write_atomically_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch
     write_atomically(path, b"old")
 
     def full(descriptor):
+        assert descriptor >= 0
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr("os.fsync", full)

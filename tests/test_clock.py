@@ -33,7 +33,7 @@ def test_a_phase_ends_when_its_block_fails():
     assert clock.phase_seconds()["input"] == before
 
 
-def test_downtime_counts(monkeypatch):
+def test_downtime_counts():
     first = Clock()
     first.start_run()
     time.sleep(0.01)

@@ -92,7 +92,7 @@ def test_help_exits_with_0(capsys):
 
 
 def test_every_field_has_a_docstring():
-    """tyro shows them as the help: a field without one would be bare."""
+    """Tyro shows them as the help: a field without one would be bare."""
     for preset in PRESETS:
         with pytest.raises(SystemExit):
             parse(preset, "--help")

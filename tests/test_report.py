@@ -21,7 +21,7 @@ SYSTEM = {
 def add_run(folder, seed, seconds=10.0, epochs=3, status="reached", start=1_700_000_000, **changes):
     """Write one run's records."""
     evaluations = [
-        {"epoch": n, "step": n * 4, "elapsed_s": 2.0 * n, "quality": {"hr": 0.1 * n, "ndcg": 0.05}}
+        {"epoch": n, "step": n * 4, "elapsed_s": 2.0 * n, "quality": {"hr": 0.1 * n}}
         for n in range(epochs + 1)
     ]
     record = {
@@ -39,7 +39,8 @@ def add_run(folder, seed, seconds=10.0, epochs=3, status="reached", start=1_700_
         "valid": True,
         **changes,
     }
-    path = folder / "fake" / "mini" / f"seed-{seed}" / f"run-{len(list(folder.glob('**/run.json')))}"
+    number = len(list(folder.glob("**/run.json")))
+    path = folder / "fake" / "mini" / f"seed-{seed}" / f"run-{number}"
     path.mkdir(parents=True)
     (path / "run.json").write_text(json.dumps(record))
     (path / "system.json").write_text(json.dumps(SYSTEM))
@@ -60,7 +61,9 @@ def test_median_range_and_places(tmp_path):
     assert "median 20.0 (10.0 to 30.0); epochs: median 4 (3 to 5)" in text
     assert "| 2 | reached | 30.0 | 5 | 0.5000 | 12,346 |" in text
     assert "| 4 | missed | 99.0 |" in text
-    assert "A Processor, 2 cores, 24 GiB, no GPU; python 3.11.7, torch 2.7.1; commit abc1234" in text
+    assert (
+        "A Processor, 2 cores, 24 GiB, no GPU; python 3.11.7, torch 2.7.1; commit abc1234" in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -171,11 +171,11 @@ def test_usage_error_before_start_leaves_nothing(tmp_path, capsys):
 
 def test_unwritable_results_folder_is_a_usage_error(tmp_path):
     (tmp_path / "results").write_text("a file, not a folder")
-    with pytest.raises(UsageError, match="cannot write to .*results"):
+    with pytest.raises(UsageError, match=r"cannot write to .*results"):
         train(tmp_path / "results")
 
 
-def test_seconds_are_floored_from_run_start(tmp_path, capsys, monkeypatch):
+def test_seconds_are_floored_from_run_start(tmp_path, capsys):
     with Run("fake", Config(), RunOptions(results_dir=tmp_path)) as run:
         run.start()
         run.clock._run_start_s -= 2.9

@@ -1,4 +1,4 @@
-"""The machine's description: cores from affinity and quota, faked GPUs, no failure without tools."""
+"""The machine's description: cores from affinity and quota, faked GPUs, missing tools."""
 
 import json
 import os
