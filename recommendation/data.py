@@ -20,7 +20,7 @@ from torch import Tensor
 from harness.errors import UsageError
 from harness.options import RunOptions
 from harness.seeds import derive_seed
-from recommendation.config import EVALUATION_SEED, Config
+from recommendation.config import EVALUATION_SEED, PRESETS, Config
 from recommendation.prepare import (
     ARRAYS,
     RATINGS_FILES,
@@ -61,8 +61,10 @@ def check_files(config: Config, options: RunOptions) -> None:
     if not (data_dir / RATINGS_FILES[config.dataset]).exists():
         cause = f"{data_dir / RATINGS_FILES[config.dataset]} is missing"
         raise UsageError(f"{cause}; run recommendation/download_dataset.sh {config.preset}")
-    cause = f"{data_dir} is not prepared"
-    raise UsageError(f"{cause}; run python -m recommendation.prepare {config.preset}")
+    command = f"python -m recommendation.prepare {config.preset}"
+    if config.num_eval_negatives != PRESETS[config.preset][1].num_eval_negatives:
+        command += f" --num-eval-negatives {config.num_eval_negatives}"
+    raise UsageError(f"{data_dir} is not prepared for this configuration; run {command}")
 
 
 def sizes(config: Config, options: RunOptions) -> tuple[int, int]:

@@ -63,7 +63,8 @@ def rank_of_positive(scores: Tensor, candidates: Tensor, is_repeat: Tensor) -> T
     is_positive = (candidates == candidates[:, -1:]) & ~is_repeat  # its first place
     positive_place = is_positive.int().argmax(dim=1, keepdim=True)
     positive_score = scores.gather(1, positive_place)
-    is_ahead = (scores > positive_score) | ((scores == positive_score) & (places < positive_place))
+    is_ahead = (scores == positive_score) & (places < positive_place)
+    is_ahead |= ~(scores <= positive_score)  # greater, or not a number
     ranks = (is_ahead & ~is_repeat).sum(dim=1)
     is_nan = positive_score.squeeze(1).isnan()
     return torch.where(is_nan, torch.full_like(ranks, scores.shape[1]), ranks)

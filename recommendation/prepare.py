@@ -9,12 +9,15 @@ time, the order of the training set) the rule is stated here.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +77,9 @@ def read_ratings(path: Path, dataset: str) -> tuple[IntArray, IntArray, IntArray
         else:  # RecBole's copy of u.data
             frame = pandas.read_csv(path, sep="\t")
             columns = [frame[f"{name}"] for name in _RECBOLE_COLUMNS]
+        for column in columns:
+            if column.dtype.kind != "i":  # a hole or a cut line turns whole numbers into others
+                raise ValueError(f"{column.name} is not a whole number in every line")
         users, items, times = (column.to_numpy(dtype=numpy.int64) for column in columns)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; run download_dataset.sh first") from error
@@ -162,6 +168,9 @@ def is_prepared(config: Config, data_dir: Path) -> bool:
         meta = json.loads((data_dir / "prepared" / "meta.json").read_text())
     except (OSError, ValueError):
         return False
+    ratings = data_dir / RATINGS_FILES[config.dataset]
+    if ratings.exists() and meta.get("ratings_bytes") != ratings.stat().st_size:
+        return False
     return all(meta.get(name) == value for name, value in expected_meta(config).items())
 
 
@@ -176,20 +185,44 @@ def prepare(config: Config, data_dir: Path) -> None:
     users, items, times = read_ratings(source, config.dataset)
     print(f"preparing {source}: {len(users):,} ratings", file=sys.stderr)
     interactions = split_interactions(users, items, times, config.num_eval_negatives)
-    temporary = data_dir / f"prepared.{os.getpid()}.tmp"
+    try:
+        with _locked(data_dir):
+            _write(interactions, config, source, data_dir)
+    except OSError as error:
+        cause = f"cannot write {data_dir}/prepared: {error.strerror}"
+        raise UsageError(f"{cause}; make room, or prepare where it can be written") from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that prepare the same folder waiting."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(interactions: Interactions, config: Config, source: Path, data_dir: Path) -> None:
+    """Write the arrays under a temporary name; the folder gets its own when all are there."""
+    temporary = data_dir / "prepared.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a preparation that was killed
     try:
         temporary.mkdir()
         for name in ARRAYS:
             numpy.save(temporary / f"{name}.npy", getattr(interactions, name))
-        counts = {"num_users": interactions.num_users, "num_items": interactions.num_items}
-        meta = {**expected_meta(config), **counts, "num_train": len(interactions.train_users)}
+        meta = {
+            **expected_meta(config),
+            "ratings_bytes": source.stat().st_size,
+            "num_users": interactions.num_users,
+            "num_items": interactions.num_items,
+            "num_train": len(interactions.train_users),
+        }
         (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
         _write_manifest(temporary)
         shutil.rmtree(data_dir / "prepared", ignore_errors=True)
         temporary.rename(data_dir / "prepared")
-    except OSError as error:
-        cause = f"cannot write {data_dir}/prepared: {error.strerror}"
-        raise UsageError(f"{cause}; make room, or prepare where it can be written") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
