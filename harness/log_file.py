@@ -1,4 +1,4 @@
-"""A log taken apart: its records, the other lines of a captured stdout, and the rules it falls under.
+"""A log taken apart: its records, the other lines of a captured stdout, and its rules.
 
 Nothing that a file may contain makes this raise: what is not as it should be becomes a Violation,
 and a record whose values are not of their kind is kept, but not `sound`, so that only the rules
@@ -8,9 +8,11 @@ about the order of records look at it.
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,7 +46,7 @@ class Line:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Record:
     """A line that holds an mllog record."""
 
@@ -121,17 +123,21 @@ class Log:
 
 
 def is_integer(value: Any) -> bool:
-    """A whole number that a double holds exactly, so that arithmetic with it cannot fail."""
-    return type(value) is int and abs(value) < 2**53
+    """A whole number of a size that arithmetic with floats takes."""
+    return type(value) is int and abs(value) < 2**64
 
 
 def is_number(value: Any) -> bool:
-    """A finite number of a size that a log may hold."""
-    return is_integer(value) or (type(value) is float and abs(value) < 2**53)
+    """A finite number."""
+    return is_integer(value) or (type(value) is float and math.isfinite(value))
 
 
 def _is_amount(value: Any) -> bool:
     return is_number(value) and value >= 0
+
+
+def _is_duration(value: Any) -> bool:
+    return _is_amount(value) and value < 2**53  # in seconds; a date still comes of it
 
 
 def _is_count(value: Any) -> bool:
@@ -175,11 +181,12 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "number": is_number,
     "numbers": _is_mapping(is_number),
     "amount": _is_amount,
+    "duration": _is_duration,
     "quality": _is_quality,
     "qualities": _is_mapping(_is_quality),
     "seal": _is_seal,
 }
-"""Kinds of value that rules name: counts and amounts are not negative, seal is log_sha256's."""
+"""Kinds of value that rules name: counts, amounts and durations are not negative, seal is log_sha256's."""
 
 
 def _is_of_kind(value: Any, kind: str | list[Any]) -> bool:
@@ -293,6 +300,7 @@ def judge_values(record: Record, rules: Rules) -> Iterator[Violation]:
 # --- Rules, and values as a violation shows them --------------------------------------------
 
 
+@cache
 def load(path: Path) -> dict[str, Any]:
     """Read a file of rules."""
     return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -320,9 +328,7 @@ def find_rules(log: Log, shared: dict[str, Any]) -> tuple[Rules, list[Violation]
                 likely = record.value
             else:
                 expected = " or ".join(sorted(benchmarks))
-                violations.append(
-                    Violation(record.line, "benchmark", expected, show(record.value))
-                )
+                violations.append(Violation(record.line, "benchmark", expected, show(record.value)))
             break
     own = benchmarks[likely]
     preset = {}

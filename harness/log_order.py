@@ -1,17 +1,16 @@
-"""Which line stands where: the seal, the order of the records, the frame of a captured stdout.
+"""Which record stands where: the seal, and the order that the rules give.
 
-Each compares what should be there with what is there, line by line, and names where they differ.
+Both compare what should be there with what is there, and name the lines where they differ.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
 from harness.log_file import Log, Record, Rules, Violation, is_integer, shorten, show
-from harness.run_log import PREFIX, SEAL_KEY, seal_value
+from harness.run_log import SEAL_KEY, seal_value
 
 END = "the end of the log"
 
@@ -19,14 +18,19 @@ END = "the end of the log"
 def differences(
     expected: Sequence[str], found: Sequence[str]
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Where two sequences differ: (a, b, c, d), found[c:d] standing for expected[a:b]."""
+    """Where two sequences differ: (a, b, c, d), found[c:d] standing for expected[a:b].
+
+    Of an item that stands there twice the later one is the one too many.
+    """
     matcher = SequenceMatcher(None, expected, found, autojunk=False)
     for tag, a, b, c, d in matcher.get_opcodes():
+        while tag == "insert" and found[c : c + 1] == found[d : d + 1] == expected[b : b + 1]:
+            a, b, c, d = a + 1, b + 1, c + 1, d + 1
         if tag != "equal":
             yield a, b, c, d
 
 
-def judge_seal(log: Log, rules: Rules) -> Iterator[Violation]:
+def judge_seal(log: Log, _: Rules) -> Iterator[Violation]:
     """The last record's digests against the lines before it."""
     seals = log.all(SEAL_KEY)
     if not seals:
@@ -43,22 +47,23 @@ def judge_seal(log: Log, rules: Rules) -> Iterator[Violation]:
         yield Violation(seal.line, "seal", f"{SEAL_KEY} {show(actual)}", show(seal.value))
         return
     numbers = [line.number for line in sealed] + [seal.line]
+    num_expected, num_found = Counter(expected_heads), Counter(heads)
     for a, b, c, d in differences(expected_heads, heads):
         num_edited = min(b - a, d - c)
         for index in range(c, d):
             head = heads[index]
-            if index < c + num_edited and head not in expected_heads:
+            if index < c + num_edited and head not in num_expected:
                 expected = f"the line sealed with {shorten(expected_heads[a + index - c])}"
                 found = f"an edited one, {head}"
             else:
-                doubled = heads.count(head) > expected_heads.count(head) > 0
-                moved = head in expected_heads
+                doubled = num_found[head] > num_expected[head] > 0
+                moved = head in num_expected
                 what = "a doubled" if doubled else "a moved" if moved else "an added"
                 expected, found = "no such line here", f"{what} one, {head}"
             yield Violation(numbers[index], "seal", expected, found)
         for index in range(a + num_edited, b):
             head = expected_heads[index]
-            if head not in heads:  # else it was moved, and is named where it is now
+            if head not in num_found:  # else it was moved, and is named where it is now
                 expected = f"line {index + 1} of the log, sealed with {shorten(head)}, before this"
                 yield Violation(numbers[d], "seal", expected, "it was dropped")
 
@@ -68,29 +73,34 @@ def judge_seal(log: Log, rules: Rules) -> Iterator[Violation]:
 
 def judge_order(log: Log, rules: Rules) -> Iterator[Violation]:
     """Every record in its place, exactly once; epochs without a gap from 1."""
-    records = list(_without_resumptions(log, rules))
-    place_violations = [item for item in records if isinstance(item, Violation)]
-    yield from place_violations
-    kept = [item for item in records if isinstance(item, Record)]
+    kept: list[Record] = []
+    for item in _without_resumptions(log, rules):
+        if isinstance(item, Record):
+            kept.append(item)
+        else:
+            yield item
     found = [_token(record) for record in kept]
     start, body, end = _expected(log, rules)
     expected = start + body + end
-    # A run that did not reach its target may have ended at any record after run_start.
-    truncated = range(start.index("run_start") + 1, len(start + body) + 1)
+    # A run that did not reach its target may have ended at any record after run_start; one that
+    # a signal ended, before it too.
+    earliest = 1 if log.status == "interrupted" else start.index("run_start") + 1
+    truncated = range(earliest, len(start + body) + 1)
     lines = [record.line for record in kept] + [log.num_lines]
     for a, b, c, d in differences(expected, found):
         missing = expected[a:b]
         if log.status != "success" and b == truncated[-1] and a in truncated:
             missing = []
         for index in range(c, d):
-            instead = missing[index - c] if index - c < len(missing) else _after(expected, b)
-            yield Violation(lines[index], "order", instead, f"{found[index]}")
+            instead = missing[index - c] if index - c < len(missing) else after(expected, b)
+            yield Violation(lines[index], "order", instead, found[index])
         if missing := missing[d - c :]:
             shown = shorten(", ".join(missing))
             yield Violation(lines[d], "order", shown, found[d] if d < len(found) else END)
 
 
-def _after(expected: list[str], index: int) -> str:
+def after(expected: Sequence[str], index: int) -> str:
+    """What stands at this place of a sequence, or its end."""
     return expected[index] if index < len(expected) else END
 
 
@@ -137,9 +147,8 @@ def _expected(log: Log, rules: Rules) -> tuple[list[str], list[str], list[str]]:
 
 
 def _is_evaluated(epoch: int, rules: Rules) -> bool:
-    schedule = rules.own["evaluation"]
-    past = epoch - schedule["first_epoch"]
-    return past >= 0 and past % schedule["every_epochs"] == 0
+    first, every = (int(rules.own["evaluation"][name]) for name in ("first_epoch", "every_epochs"))
+    return epoch >= first and (epoch - first) % every == 0
 
 
 def _filled(keys: list[str], rules: Rules) -> list[str]:
@@ -165,33 +174,3 @@ def _without_resumptions(log: Log, rules: Rules) -> Iterator[Record | Violation]
                 yield Violation(record.line, "order", ", ".join(pending), _token(record))
             pending = []
             yield record
-
-
-# --- The frame of a captured stdout ---------------------------------------------------------
-
-
-def judge_frame(log: Log, rules: Rules) -> Iterator[Violation]:
-    """STARTING, the records, ENDING, RESULT or ABORTED: each once, in this order."""
-    if not log.frame:
-        return
-    layouts = rules.shared["stdout"]["lines"]
-    expected = layouts.get(log.status, layouts["interrupted"])
-    places = [(line.number, kind) for kind, line in log.frame]
-    places += [(line.number, "records") for line in log.lines if line.text.startswith(PREFIX)]
-    merged: list[tuple[int, str]] = []
-    for number, kind in sorted(places):
-        if not (merged and kind == "records" == merged[-1][1]):
-            merged.append((number, kind))
-    found = [kind for _, kind in merged]
-    lines = [number for number, _ in merged] + [log.num_lines]
-    for a, b, c, d in differences(expected, found):
-        instead = ", then ".join(expected[a:b]) or _after(expected, b)
-        for index in range(c, d):
-            yield Violation(lines[index], "stdout", instead, found[index])
-        if c == d:
-            yield Violation(lines[c], "stdout", instead, _after(found, d))
-
-
-def line_digest(text: str) -> str:
-    """Head of a line's SHA-256, as the seal holds it."""
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

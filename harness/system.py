@@ -13,6 +13,10 @@ from typing import Any
 from harness.options import REPOSITORY
 
 
+ENVIRONMENT = ("OMP_", "GOMP_", "MKL_", "CUDA_", "CUBLAS_", "NCCL_", "TF_", "XLA_")
+"""Beginnings of the environment variables that change how fast or how exactly a run computes."""
+
+
 def num_cores() -> int:
     """CPU cores that this process may use: its affinity, cut by the cgroup's quota; at least 1."""
     cores = len(os.sched_getaffinity(0))
@@ -38,7 +42,7 @@ def describe() -> dict[str, Any]:
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
-            if name.startswith(("OMP_", "MKL_", "CUDA_", "CUBLAS_", "NCCL_", "TF_", "XLA_"))
+            if name.startswith(ENVIRONMENT)
         },
     }
 

@@ -1,0 +1,181 @@
+# shellcheck shell=bash
+# The machine's checks and the virtual environment .venv: quickstart.sh and test.sh source this
+# file. It sets `repository` (the checkout) and PYTHON. Where PYTHON is set already, that
+# interpreter is taken as it is and no environment is made.
+#
+# .venv/locks.sha256 names the locks whose packages are all in .venv, with their digests, so that a
+# second run starts at once. .venv/unpacking is there while pip writes into .venv: an environment
+# that was left in the middle is made anew, since pip takes half a package for a whole one.
+
+repository=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd -P)
+environment=$repository/.venv
+given_python=${PYTHON-}
+
+say() { printf '%s\n' "$*" >&2; }
+
+# fail CAUSE NEXT_STEP
+fail() {
+  say "error: $1; $2"
+  exit 2
+}
+
+# --- this machine ---------------------------------------------------------------------------------
+
+python_in_range() {
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null
+}
+
+python_version() {
+  "$1" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' 2>/dev/null
+}
+
+# Sets base_python, the interpreter that makes the environment.
+find_base_python() {
+  for base_python in python3 python3.11 python3.12 python3.13; do
+    ! python_in_range "$base_python" || return 0
+  done
+  return 1
+}
+
+# check_machine COMMAND...: that this machine can hold the environment and has each COMMAND (a
+# Debian package of the same name). All that is missing stands in one line, with the command that
+# brings it.
+check_machine() {
+  local system command missing=() packages=() apt_get=apt-get
+  system="$(uname -s) $(uname -m)"
+  [[ $system == "Linux x86_64" ]] \
+    || fail "this is $system, but the frameworks are programs for Linux x86_64" \
+      "run this on such a machine"
+
+  for command in "$@"; do
+    if ! command -v "$command" >/dev/null; then
+      missing+=("$command")
+      packages+=("$command")
+    fi
+  done
+
+  if [[ -n $given_python ]]; then
+    python_in_range "$given_python" \
+      || fail "PYTHON=$given_python is not Python 3.11, 3.12 or 3.13" "unset it or name one that is"
+  elif ! find_base_python; then
+    if command -v python3 >/dev/null; then
+      missing+=("Python 3.11, 3.12 or 3.13 (python3 is $(python_version python3 || echo broken))")
+      packages+=(python3.11 python3.11-venv)
+    else
+      missing+=("Python 3.11, 3.12 or 3.13")
+      packages+=(python3 python3-venv)
+    fi
+  elif ! "$base_python" -c 'import ensurepip, venv' 2>/dev/null; then
+    missing+=("venv for $(python_version "$base_python")")
+    packages+=("$base_python-venv")
+  fi
+
+  if ((${#missing[@]})); then
+    [[ $EUID == 0 ]] || apt_get="sudo apt-get"
+    fail "missing: $(printf '%s, ' "${missing[@]}" | sed 's/, $//')" \
+      "on Debian or Ubuntu run: $apt_get update && $apt_get install -y ${packages[*]}"
+  fi
+}
+
+# --- the environment ------------------------------------------------------------------------------
+
+# environment_is_ready LOCK...: whether .venv holds all packages of these locks, which are named
+# from the repository's root.
+environment_is_ready() {
+  local line
+  [[ -e $environment/locks.sha256 && ! -e $environment/unpacking ]] || return 1
+  grep -qxF "$(python_version "$environment/bin/python")" "$environment/locks.sha256" || return 1
+  while read -r line; do
+    grep -qxF "$line" "$environment/locks.sha256" || return 1
+  done < <(cd "$repository" && sha256sum "$@")
+}
+
+# make_environment LOCK...: .venv with the packages of these locks, in the versions and with the
+# digests that they state. What other locks brought before stays.
+make_environment() {
+  if [[ -n $given_python ]]; then
+    return
+  fi
+  export PYTHON=$environment/bin/python
+  if environment_is_ready "$@"; then
+    return
+  fi
+  if ! environment_is_whole; then
+    make_empty_environment
+  fi
+  install_locks "$@"
+  remember_locks "$@"
+}
+
+environment_is_whole() {
+  [[ ! -e $environment/unpacking ]] && python_in_range "$PYTHON" \
+    && "$PYTHON" -m pip --version >/dev/null 2>&1
+}
+
+make_empty_environment() {
+  # Moved aside first: a deletion that is interrupted must not leave half an environment.
+  rm -rf "$environment-discarded"
+  [[ ! -e $environment ]] || mv "$environment" "$environment-discarded"
+  rm -rf "$environment-discarded"
+  "$base_python" -m venv "$environment" >&2 \
+    || fail "$base_python could not make $environment" "mend what it says above and run this again"
+}
+
+install_locks() {
+  local lock num_packages
+  local arguments=(--no-input --progress-bar off --only-binary ':all:' --require-hashes)
+  for lock in "$@"; do
+    arguments+=(--requirement "$repository/$lock")
+  done
+  # The locks hold for every system; what only Windows needs is not fetched.
+  num_packages=$(cd "$repository" && grep -hE '^[a-z0-9].*==' "$@" | grep -v win32 | cut -d' ' -f1 \
+    | sort -u | wc -l)
+  # pip's temporary files are as large as what it fetches, and /tmp may be held in memory.
+  mkdir -p "$environment/tmp"
+  TMPDIR=$environment/tmp PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    "$PYTHON" -m pip install "${arguments[@]}" 2>&1 | show_progress "$num_packages" \
+    || fail "pip could not install $*" "see $environment/pip.log, mend the cause and run this again"
+  rm -rf "$environment/unpacking" "$environment/tmp"
+}
+
+# show_progress NUM_PACKAGES: out of pip's output, a line for each package of a megabyte or more and
+# for each error. All of it goes to .venv/pip.log.
+show_progress() {
+  local line name num_seen=0
+  : >"$environment/pip.log"
+  while IFS= read -r line; do
+    printf '%s\n' "$line" >>"$environment/pip.log"
+    case $line in
+      Collecting* | Processing* | "Requirement already satisfied"*) num_seen=$((num_seen + 1)) ;;
+      *Downloading*MB\) | *"Using cached"*MB\))
+        name=${line##*Downloading }
+        name=${name##*cached }
+        say "  [$num_seen/$1] ${name%%-[a-z]*} (${line##* (}"
+        ;;
+      "Installing collected packages"*)
+        touch "$environment/unpacking"
+        say "  unpacking: this takes a minute"
+        ;;
+      *ERROR* | *"No space left"*) say "  pip: $line" ;;
+    esac
+  done
+}
+
+# remember_locks LOCK...: writes .venv/locks.sha256. What was installed before still counts where
+# its lock is unchanged, since all locks agree; but those for the newest PyTorch agree with no
+# other.
+remember_locks() {
+  local known=$environment/locks.sha256 digest lock
+  {
+    python_version "$PYTHON"
+    cd "$repository" || return
+    sha256sum "$@"
+    while read -r digest lock; do
+      if [[ "$lock $*" != *-newest.txt* ]] \
+        && sha256sum --check --status <<<"$digest  $lock" 2>/dev/null; then
+        printf '%s  %s\n' "$digest" "$lock"
+      fi
+    done < <(cat "$known" 2>/dev/null)
+  } | sort -u >"$known.new"
+  mv "$known.new" "$known"
+}

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Writes every requirements lock anew: exact versions and hashes, for Python 3.11 to 3.13.
+#
+#   tools/lock.sh              # keeps locked versions, adds and drops what the .in files ask for
+#   tools/lock.sh --upgrade    # takes the newest versions that the .in files allow
+#
+# Needs uv (pip install uv), which nothing else in the project does. The development lock comes
+# first: it holds the needs of all benchmarks at once and binds all the others, so that they agree
+# and one virtual environment serves them all. In the locks for the newest PyTorch only PyTorch and
+# what it drags along may differ.
+set -euo pipefail
+
+case "$*" in
+  "" | --upgrade) ;;
+  *)
+    echo "error: unknown argument: $*; usage: tools/lock.sh [--upgrade]" >&2
+    exit 2
+    ;;
+esac
+if ! command -v uv >/dev/null; then
+  echo "error: uv is missing; run: pip install uv" >&2
+  exit 2
+fi
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
+
+upgrade=("$@")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# lock OUTPUT UV_ARGUMENT...
+lock() {
+  local output=$1
+  shift
+  # --no-build: only what has wheels, since nothing is compiled at install time.
+  uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --no-build \
+    --generate-hashes --no-emit-index-url --custom-compile-command tools/lock.sh \
+    "${upgrade[@]}" --output-file "$output" "$@"
+  echo "$output: $(grep -c == "$output") packages"
+}
+
+# lock_within CONSTRAINTS OUTPUT INPUT...: takes over every version that CONSTRAINTS names. Only the
+# development lock says what asks for each package: such notes would name the temporary file here.
+lock_within() {
+  local constraints=$1
+  shift
+  lock "$@" --constraints "$constraints" --no-annotate
+}
+
+# pins LOCK: its versions, without hashes.
+pins() {
+  grep -E '^[a-z0-9].*==' "$1" | sed 's/ \\$//'
+}
+
+lock requirements-dev.txt requirements-dev.in
+lock_within requirements-dev.txt harness/requirements-torch.txt harness/requirements-torch.in
+
+shared=$scratch/shared.txt
+pins requirements-dev.txt | grep -vE '^(torch|triton|cuda-|nvidia-)' >"$shared"
+lock_within "$shared" harness/requirements-torch-newest.txt harness/requirements-torch-newest.in
+newest=$scratch/newest.txt
+{
+  cat "$shared"
+  pins harness/requirements-torch-newest.txt
+} >"$newest"
+
+for folder in */; do
+  folder=${folder%/}
+  if [[ $folder == harness || ! -e $folder/requirements.in ]]; then
+    continue
+  fi
+  lock_within requirements-dev.txt "$folder/requirements.txt" \
+    "$folder/requirements.in" harness/requirements-torch.in
+  lock_within "$newest" "$folder/requirements-newest.txt" \
+    "$folder/requirements.in" harness/requirements-torch-newest.in
+done
