@@ -186,7 +186,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "qualities": _is_mapping(_is_quality),
     "seal": _is_seal,
 }
-"""Kinds of value that rules name: counts, amounts and durations are not negative, seal is log_sha256's."""
+"""Kinds of value that rules name; counts, amounts and durations are not negative."""
 
 
 def _is_of_kind(value: Any, kind: str | list[Any]) -> bool:

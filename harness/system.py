@@ -12,7 +12,6 @@ from typing import Any
 
 from harness.options import REPOSITORY
 
-
 ENVIRONMENT = ("OMP_", "GOMP_", "MKL_", "CUDA_", "CUBLAS_", "NCCL_", "TF_", "XLA_")
 """Beginnings of the environment variables that change how fast or how exactly a run computes."""
 
