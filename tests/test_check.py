@@ -517,8 +517,8 @@ def test_the_fields_of_result(stdouts):
                 assert rules & {"RESULT", "foreign line"}, edited
     # The seed: here it stands in another place than the record too.
     index = next(i for i, line in enumerate(lines) if '"key": "seed"' in line)
-    edited = edited_line(lines, index, '"value": 1', '"value": 2')
-    assert "RESULT" in rules_broken(judge(edited))
+    violations = judge(edited_line(lines, index, '"value": 1', '"value": 2'))
+    assert "RESULT" in rules_broken(violations)
 
 
 def test_the_fields_of_aborted(stdouts):
@@ -658,8 +658,19 @@ def test_random_damage_is_found_and_never_raises(stdouts):
                 assert check.judge(bytes(damaged))[0], name
 
 
-ODD_VALUES = (None, True, -1, 0, 1e308, 2**53 - 1, 2**64 - 1, 10**400, "", "\ud800", "nan")
-ODD_VALUES += ([], {}, [[]], {"": []})
+ODD_NUMBERS = (-1, 0, 1e308, 2**53 - 1, 2**64 - 1, 10**400)
+ODD_VALUES: tuple[object, ...] = (
+    *ODD_NUMBERS,
+    None,
+    True,
+    "",
+    "\ud800",
+    "nan",
+    [],
+    {},
+    [[]],
+    {"": []},
+)
 
 
 @pytest.mark.parametrize("name", ["resumed", "interrupted"])
