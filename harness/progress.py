@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from harness.options import BenchmarkConfig
 from harness.run import Run
+from harness.stop_rule import all_met
 
 
 class Progress:
@@ -23,6 +24,7 @@ class Progress:
         self._steps_per_epoch = steps_per_epoch
         self._run = run
         self._quality = ""
+        self._loss = ""
         self._bar = tqdm(
             total=round(config.epochs_to_target * steps_per_epoch),
             initial=run.step,
@@ -38,7 +40,8 @@ class Progress:
         if self._bar.n + num_steps > (self._bar.total or 0):
             self._bar.total = self._config.max_epochs * self._steps_per_epoch
         self._bar.set_description_str(f"epoch {epoch}", refresh=False)
-        self._bar.set_postfix_str(f"loss {loss:.4f}{self._quality}", refresh=False)
+        self._loss = f"loss {loss:.4f}, "
+        self._bar.set_postfix_str(f"{self._loss}{self._quality}", refresh=False)
         self._bar.update(num_steps)
 
     def evaluated(self, epoch: int, quality: Mapping[str, float]) -> None:
@@ -49,8 +52,17 @@ class Progress:
             f"{target.name} {quality[target.name]:.4f} (target {target.value:g})"
             for target in self._config.quality_targets
         )
-        self._quality = f", {shown}"
-        tqdm.write(f"epoch {epoch}: {shown}, {self._run.clock.elapsed_s:.1f} s", file=sys.stderr)
+        self._quality = shown
+        elapsed_s = self._run.clock.elapsed_s
+        text = f"epoch {epoch}: {self._loss}{shown}, {elapsed_s:.1f} s"
+        if epoch and not all_met(self._config.quality_targets, quality):
+            expected = self._config.epochs_to_target
+            if expected > epoch:
+                text += f", about {elapsed_s / epoch * (expected - epoch):.0f} s left"
+            else:
+                left_s = elapsed_s / epoch * (self._config.max_epochs - epoch)
+                text += f", at most {left_s:.0f} s left"
+        tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -6,10 +6,13 @@ import importlib.metadata
 import math
 import os
 import platform
+import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 from typing import Any
 
+from harness.errors import UsageError
 from harness.options import REPOSITORY
 
 ENVIRONMENT = ("OMP_", "GOMP_", "MKL_", "CUDA_", "CUBLAS_", "NCCL_", "TF_", "XLA_")
@@ -23,6 +26,14 @@ def num_cores() -> int:
         if quota is not None:
             cores = min(cores, max(1, math.floor(quota)))
     return cores
+
+
+def require_compiler() -> None:
+    """Raises UsageError where what torch.compile builds its code with is missing."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    if not (shutil.which("g++") and headers.exists()):
+        cause = "--compile needs g++ and Python's headers"
+        raise UsageError(f"{cause}; run apt-get install -y g++ python3-dev")
 
 
 def describe() -> dict[str, Any]:

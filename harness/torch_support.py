@@ -16,7 +16,7 @@ import torch.distributed as distributed
 from harness.errors import UsageError
 from harness.options import RunOptions
 from harness.seeds import derive_seed
-from harness.system import num_cores
+from harness.system import num_cores, require_compiler
 
 Shared = TypeVar("Shared")
 MIN_CAPABILITY = {"compile": (7, 0), "bf16": (8, 0)}
@@ -25,6 +25,8 @@ MIN_CAPABILITY = {"compile": (7, 0), "bf16": (8, 0)}
 
 def choose_device(options: RunOptions) -> torch.device:
     """The device to train on. Raises UsageError where it, or what is asked of it, is not there."""
+    if options.compile:
+        require_compiler()
     name = options.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,8 +40,7 @@ def choose_device(options: RunOptions) -> torch.device:
     capability = torch.cuda.get_device_capability(device)
     for feature in ("compile" if options.compile else "", options.precision):
         if capability < MIN_CAPABILITY.get(feature, (0, 0)):
-            needed = ".".join(map(str, MIN_CAPABILITY[feature]))
-            found = ".".join(map(str, capability))
+            needed, found = (f"{v[0]}.{v[1]}" for v in (MIN_CAPABILITY[feature], capability))
             raise UsageError(
                 f"{feature} needs compute capability {needed}, this GPU has {found}; leave it out"
             )
@@ -111,8 +112,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """Mixed precision for forward pass and loss; float32 does nothing."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype)
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def rng_states() -> dict[str, Any]:

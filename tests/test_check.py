@@ -466,6 +466,107 @@ def test_an_end_at_any_record(logs):
         assert judge(sealed([*lines[:end], *tail], lines[-1])) == [], keys[end]
 
 
+def test_an_end_after_resuming(logs):
+    """A second attempt that ends before its data is read, and one that goes back in steps."""
+    resumed = [load(line) for line in logs["resumed"].read_text().splitlines()]
+    (index,) = [i for i, record in enumerate(resumed) if record["key"] == "resumed"]
+
+    def end_early(records):
+        records[-1:-1] = [{**resumed[index], "time_ms": records[-1]["time_ms"]}]
+        records[-2]["metadata"]["downtime_s"] = 0.0
+
+    def go_back(records):
+        end_early(records)
+        step = records[-1]["metadata"]["step_num"]
+        records[-2]["value"] = step + 1
+        later = [{**record, "time_ms": records[-1]["time_ms"]} for record in resumed]
+        records[-1:-1] = later[index + 1 : index + 3]
+
+    assert judge(rewrite(logs["interrupted"], end_early)) == []
+    (violation,) = judge(rewrite(logs["interrupted"], go_back))
+    assert violation.rule == "steps"
+
+
+def test_no_start(logs):
+    """Ends that nothing comes before; and resuming what was not started."""
+
+    def only_the_end(records):
+        del records[:-1]
+
+    def no_run(records):
+        keys = [record["key"] for record in records]
+        del records[keys.index("init_stop") : keys.index("run_stop")]
+
+    def resume_first(records):
+        keys = [record["key"] for record in records]
+        moved = [records.pop(keys.index("resumed")) for _ in range(3)]
+        for record in moved:
+            record["time_ms"] = records[5]["time_ms"]
+        records[6:6] = moved
+
+    for name, edit in [
+        ("interrupted", only_the_end),
+        ("aborted", no_run),
+        ("resumed", resume_first),
+    ]:
+        assert "order" in rules_broken(judge(rewrite(logs[name], edit))), name
+
+
+def test_a_wrong_epoch_is_one_violation(logs):
+    def edit(records):
+        of(records, "epoch_stop")[0]["metadata"]["epoch_num"] = 9
+
+    (violation,) = judge(rewrite(logs["success"], edit))
+    assert violation.rule == "order"
+    assert violation.expected == "epoch_stop of epoch 1"
+    assert violation.found == "epoch_stop of epoch 9"
+
+
+def test_values_outside_what_is_allowed(logs):
+    def judged(name: str, key: str, **fields: typing.Any) -> set[str]:
+        def edit(records):
+            metadata = fields.get("metadata", {})
+            record = of(records, key)[-1]
+            record.update(fields, metadata={**record["metadata"], **metadata})
+
+        return rules_broken(judge(rewrite(logs[name], edit)))
+
+    step = of([load(line) for line in logs["interrupted"].open()], "interrupted")[0]
+    step_num = step["metadata"]["step_num"]
+    assert judged("interrupted", "interrupted", value=2) == set()
+    assert "value" in judged("interrupted", "interrupted", value=9)
+    assert judged("interrupted", "interrupted", metadata={"checkpoint_step": step_num}) == set()
+    assert judged("interrupted", "interrupted", metadata={"checkpoint_step": step_num + 1}) == {
+        "steps"
+    }
+    assert "metadata" in judged("success", "run_stop", metadata={"status": "done"})
+    assert "steps" in judged("num_steps", "run_stop", metadata={"step_num": 0})
+
+
+def test_seconds_that_do_not_add_up(logs):
+    def judged(**seconds: float) -> set[str]:
+        def edit(records):
+            phases = of(records, "phase_seconds")[0]["value"]
+            for name, value in seconds.items():
+                phases[name] = value + (phases[name] if name != "init" else 0)
+            of(records, "run_seconds")[0]["value"] += seconds.get("evaluation", 0)
+
+        return rules_broken(judge(rewrite(logs["success"], edit)))
+
+    assert judged(init=1.0) == judged(evaluation=0.0) == set()
+    assert judged(init=-1.0) == {"phases"}
+    assert judged(evaluation=0.01) == {"seconds"}
+    assert judged(checkpoint=0.01) == {"phases"}
+
+
+def test_targets_of_other_qualities(logs):
+    def edit(records):
+        of(records, "quality_target")[0]["value"] = {"ndcg_at_10": 0.1}
+        of(records, "modified")[0]["value"] = ["quality_targets"]
+
+    assert rules_broken(judge(rewrite(logs["success"], edit))) == {"value"}
+
+
 # --- A captured stdout ----------------------------------------------------------------------
 
 

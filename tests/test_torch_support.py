@@ -16,6 +16,7 @@ def gpu(monkeypatch):
     """Pretend that there is a GPU; call with its compute capability."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch_support, "require_compiler", lambda: None)
 
     def of(major, minor):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
@@ -44,6 +45,12 @@ def test_an_a100_does_all(gpu):
     gpu(8, 0)
     options = RunOptions(compile=True, precision="bf16")
     assert torch_support.choose_device(options) == torch.device("cuda", 0)
+
+
+def test_compile_without_a_compiler_is_one_line(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UsageError, match=r"g\+\+ and Python's headers"):
+        torch_support.choose_device(RunOptions(compile=True, device="cpu"))
 
 
 def test_each_process_takes_its_own_gpu(gpu, monkeypatch):
