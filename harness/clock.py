@@ -26,26 +26,34 @@ class Clock:
     _phase: str = "init"
     _phase_since_s: float = field(default_factory=time.monotonic)
     _created_utc_s: float = field(default_factory=time.time)
+    _created_s: float = field(default_factory=time.monotonic)
     _run_start_s: float | None = None  # monotonic; shifted back by what earlier attempts took
+    _run_stop_s: float | None = None
 
     def start_run(self) -> None:
         """Mark run_start: from here on every second counts."""
         self.switch("training")
         self._run_start_s = self._phase_since_s
-        self.run_start_utc_s = time.time()
+        self.run_start_utc_s = self._created_utc_s + self._run_start_s - self._created_s
+
+    def stop_run(self) -> float:
+        """Mark run_stop: time stands still for good; returns the seconds since run_start."""
+        self.switch(self._phase)
+        self._run_stop_s = self._phase_since_s
+        return self.elapsed_s
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since run_start, downtime included; negative before run_start."""
         if self._run_start_s is None:
             return -(time.monotonic() - self._phase_since_s)
-        return time.monotonic() - self._run_start_s
+        return (self._run_stop_s or time.monotonic()) - self._run_start_s
 
     @property
     def unix_ms(self) -> int:
-        """Time of day for a log record, derived from the monotonic clock once the run started."""
+        """Time of day for a log record: UTC was read once, the monotonic clock does the rest."""
         if self._run_start_s is None:
-            return int(time.time() * 1000)
+            return int((self._created_utc_s + time.monotonic() - self._created_s) * 1000)
         return int((self.run_start_utc_s + self.elapsed_s) * 1000)
 
     def phase_seconds(self) -> dict[str, float]:

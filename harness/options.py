@@ -149,7 +149,9 @@ def _modified(
     """Names of the fields in which this run's science or target differs from its preset."""
     now, then = dataclasses.asdict(cast(Any, config)), dataclasses.asdict(cast(Any, preset))
     fields = [name for name in now if now[name] != then[name] and name != "checkpoint_interval_s"]
-    return tuple(fields + (["synthetic_data"] if options.synthetic_data else []))
+    fields += ["synthetic_data"] if options.synthetic_data else []
+    fields += ["num_steps"] if options.num_steps else []
+    return tuple(fields)
 
 
 def _cause(box: str) -> str:

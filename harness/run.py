@@ -365,8 +365,8 @@ class Run:
 
     def _stop_clock(self, status: str) -> None:
         """run_stop: the time is what it is now."""
-        self._run_s = self.clock.elapsed_s
-        self._phase_s = self.clock.phase_seconds()
+        self._run_s = self.clock.stop_run()
+        self._phase_s = dict(self.clock.phase_s)
         self.status = status
 
     def _write_record(self) -> None:

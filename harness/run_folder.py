@@ -19,7 +19,7 @@ from harness.options import BenchmarkConfig, RunOptions
 
 RESUMABLE = ("running", "interrupted", "crashed")
 """Statuses of a run that `--resume` may go on with."""
-SCIENCE_OPTIONS = ("seed", "precision", "compile", "synthetic_data")
+SCIENCE_OPTIONS = ("seed", "precision", "compile", "synthetic_data", "num_steps")
 """Run options that a resumed attempt must share with the first, beside the whole Config."""
 
 

@@ -154,6 +154,7 @@ def test_real_logs_are_right(name, logs, stdouts, tmp_path, capsys):
         "resumed": "success, resumed once, modified: batch_size",
         "interrupted": "interrupted, modified: batch_size",
         "aborted": "aborted, modified: quality_targets, max_epochs",
+        "num_steps": "num_steps, modified: num_steps",
     }.get(name, name)
     num_records = len(log.read_text().splitlines())
     assert capsys.readouterr().out.splitlines() == [
@@ -559,6 +560,23 @@ def test_seconds_that_do_not_add_up(logs):
     assert judged(checkpoint=0.01) == {"phases"}
 
 
+def test_an_evaluation_is_recorded_at_one_moment(logs):
+    def earlier(records):
+        keys = [record["key"] for record in records]
+        for record in records[keys.index("run_start") + 1 : keys.index("eval_accuracy") + 1]:
+            record["time_ms"] -= 1
+
+    def later(records):
+        keys = [record["key"] for record in records]
+        for record in records[keys.index("run_stop") :]:
+            record["time_ms"] += 1
+
+    for edit in (earlier, later):
+        violations = judge(rewrite(logs["success"], edit))
+        (violation,) = [v for v in violations if "the moment of" in v.expected]
+        assert violation.rule == "time"
+
+
 def test_targets_of_other_qualities(logs):
     def edit(records):
         of(records, "quality_target")[0]["value"] = {"ndcg_at_10": 0.1}
@@ -631,6 +649,17 @@ def test_the_fields_of_aborted(stdouts):
         assert_named(judge([*lines[:-1], edited]), "ABORTED", len(lines), fields[index])
 
 
+@pytest.mark.parametrize("evaluation", [0, 1])
+def test_aborted_tells_the_best_quality(evaluation, stdouts, logs):
+    lines = stdouts["aborted"].splitlines()
+    records = rewrite(logs["aborted"], lambda records: set_quality(records, evaluation, 0.9))
+    result = lines[-1].split(",")
+    for quality in ("0.9", result[4]):
+        ending = ",".join([*result[:4], quality, result[5]])
+        broken = rules_broken(judge([lines[0], *records, lines[-2], ending]))
+        assert broken == (set() if quality == "0.9" else {"ABORTED"})
+
+
 @pytest.mark.parametrize("name", ["success", "num_steps"])
 def test_starting_and_ending_are_the_moments_of_the_records(name, stdouts):
     lines = stdouts[name].splitlines()
@@ -639,7 +668,9 @@ def test_starting_and_ending_are_the_moments_of_the_records(name, stdouts):
         seconds = lines[index][-5:-3]
         edits = [
             (f":{seconds} ", f":{(int(seconds) + 2) % 60:02d} "),
+            (f":{seconds} ", f":{(int(seconds) - 2) % 60:02d} "),
             (f":{seconds} ", ": "),
+            (lines[index][-3:], lines[index][-3:].lower()),
             (" AT 2", " AT 3"),
             ("-", "/"),
             (" AT ", " AT  "),
@@ -647,6 +678,9 @@ def test_starting_and_ending_are_the_moments_of_the_records(name, stdouts):
         for old, new in edits:
             violations = judge(edited_line(lines, index, old, new))
             assert kind in rules_broken(violations), (old, new)
+    hour = lines[index][-11:-9]  # ENDING's: another time zone than STARTING's
+    edited = edited_line(lines, index, f" {hour}:", f" {(int(hour) + 2) % 12 + 1:02d}:")
+    assert rules_broken(judge(edited)) == {"ENDING"}
 
 
 # --- Whatever the bytes ---------------------------------------------------------------------

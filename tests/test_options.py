@@ -50,6 +50,7 @@ def test_every_changed_field_is_named():
     assert options.modified == ("batch_size", "learning_rate")
     assert parse("mini", "--target", "0.1")[1].modified == ("quality_targets",)
     assert parse("mini", "--synthetic-data")[1].modified == ("synthetic_data",)
+    assert parse("mini", "--num-steps", "5")[1].modified == ("num_steps",)
     # How and where it runs is not the science.
     free = ("--precision", "bf16", "--compile", "--seed", "7", "--checkpoint-interval-s", "5")
     assert parse("mini", *free)[1].modified == ()

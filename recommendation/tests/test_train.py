@@ -146,7 +146,7 @@ def test_synthetic_data_needs_no_data_set(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     record = json.loads((only_run(tmp_path) / "run.json").read_text())
-    assert (record["status"], record["modified"]) == ("num_steps", ["synthetic_data"])
+    assert (record["status"], record["modified"]) == ("num_steps", ["synthetic_data", "num_steps"])
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("compile", marks=pytest.mark.slow)])
