@@ -172,10 +172,11 @@ def leave(status: int) -> NoReturn:
     """End the process with `status`.
 
     Under torchrun, which makes every status 1 and prints a page about it, the first process
-    leaves the status in $STATUS_FILE for run_and_time.sh, and all end with 0.
+    leaves the status in $STATUS_FILE for run_and_time.sh, and all end with 0. Not after a usage
+    error, which may be the first process's alone: torchrun must then end the others.
     """
     if status_file := os.environ.get("STATUS_FILE"):
         if os.environ.get("RANK", "0") == "0":
             Path(status_file).write_text(f"{status}\n")
-        status = 0
+        status = 2 if status == 2 else 0
     sys.exit(status)

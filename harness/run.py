@@ -256,7 +256,8 @@ class Run:
 
     def report_speed(self, steps_per_epoch: int, evaluation_s: float) -> None:
         """Print pace and estimated time to the target; the first fifth of the steps is warm-up."""
-        paces_s = self._seconds_by_step[len(self._seconds_by_step) // 5 :]
+        num_warm_up = max(1, len(self._seconds_by_step) // 5)
+        paces_s = self._seconds_by_step[num_warm_up:] or self._seconds_by_step
         step_s = sum(paces_s) / len(paces_s)
         examples_per_s = self.num_examples / self.step / step_s
         epoch_s = steps_per_epoch * step_s + evaluation_s
@@ -354,14 +355,21 @@ class Run:
         except OSError as error:
             self._say(f"error: the log is incomplete: {_one_line(error)}")
 
-    def _close_on_deadline(self, number: int) -> None:
-        """No step boundary came in time: the last checkpoint stands, and the log names its step."""
+    def _close_on_deadline(self, number: int) -> int:
+        """No step boundary came in time: the last checkpoint stands, and the log names its step.
+
+        Returns the exit status. A run that had reached its target keeps its result.
+        """
+        if self.status == "reached":
+            self._finish(None)
+            return 0
         saved = sorted((self.folder / "checkpoints").glob("step-*.json")) if self.is_main else []
         step = json.loads(saved[-1].read_text())["position"]["step"] if saved else 0
         self._say(f"interrupted by signal {number} inside a long step; step {step} is saved")
         self.status = "interrupted"
         self.log.event("interrupted", number, step_num=self.step, checkpoint_step=step)
         self.log.seal()
+        return 128 + number
 
     def _stop_clock(self, status: str) -> None:
         """run_stop: the time is what it is now."""

@@ -47,7 +47,8 @@ num_gpus=${NUM_GPUS:-$((num_gpus_here > 0 ? 1 : 0))}
 [[ $num_gpus =~ ^[0-9]+$ ]] || fail "NUM_GPUS='$num_gpus' is not a whole number; leave it unset"
 [ "$num_gpus" -le "$num_gpus_here" ] \
   || fail "NUM_GPUS=$num_gpus, but this machine has $num_gpus_here; lower it or leave it unset"
-[ "$num_gpus" -gt 0 ] || options+=(--device cpu)
+# A GPU that is there but cannot be used is an error, never a slow run on the CPU.
+if [ "$num_gpus" -gt 0 ]; then options+=(--device cuda); else options+=(--device cpu); fi
 
 # Run a command to its end; SIGTERM and SIGINT reach it as SIGTERM (a background command of a
 # script ignores SIGINT), and the script ends with 128 + signal.

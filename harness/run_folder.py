@@ -92,6 +92,8 @@ def _find_unfinished(
         path = record_path.parent
         folder = RunFolder(path, _take_lock(path))
         _compare_configuration(path, config, options)
+        for part in (path / "checkpoints").glob("*.tmp"):
+            part.unlink()  # of an attempt that was killed while it wrote
         folder.resume_from = newest_checkpoint(path / "checkpoints")
         if folder.resume_from:
             step = folder.resume_from.position["step"]

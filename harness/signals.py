@@ -16,10 +16,10 @@ class StopSignal:
 
     The thread is woken by the interpreter's wake-up socket, which works even while the main thread
     is inside one long operation. `deadline_s` after the first signal, or at the second one, it
-    calls `close_log` and ends the process with 128 + signal.
+    calls `close_log` and ends the process with the status that it returns.
     """
 
-    def __init__(self, close_log: Callable[[int], None], deadline_s: float = 8.0) -> None:
+    def __init__(self, close_log: Callable[[int], int], deadline_s: float = 8.0) -> None:
         self.received: int | None = None
         """Number of the signal that asked the run to stop, or None."""
         self._close_log = close_log
@@ -44,8 +44,7 @@ class StopSignal:
         self.received = number
         self._next_signal(self._deadline_s)
         if not self._finished.is_set():
-            self._close_log(number)
-            os._exit(128 + number)
+            os._exit(self._close_log(number))
 
     def _next_signal(self, timeout_s: float | None) -> int:
         """Wait for one of SIGNALS; 0 when `timeout_s` has passed."""

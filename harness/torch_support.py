@@ -35,7 +35,7 @@ def choose_device(options: RunOptions) -> torch.device:
             raise UsageError("fp16 needs a GPU; take --precision bf16 or fp32 on the CPU")
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UsageError("no GPU that PyTorch can use; take --device cpu")
+        raise UsageError("no GPU that PyTorch can use; take --device cpu or NUM_GPUS=0")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     capability = torch.cuda.get_device_capability(device)
     for feature in ("compile" if options.compile else "", options.precision):

@@ -7,6 +7,7 @@ from typing import Literal
 
 import tyro
 
+from harness.errors import UsageError
 from harness.stop_rule import QualityTarget
 
 EVALUATION_SEED = 0
@@ -54,8 +55,8 @@ class Config:
 
     num_eval_negatives: int = 999
     """Negatives drawn for each user's held-out film, once, with replacement."""
-    top_k: int = 10
-    """A hit is the held-out film among this many best candidates."""
+    top_k: tyro.conf.Suppress[int] = 10
+    """A hit is the held-out film among this many best candidates; the metric's name has it too."""
 
     made_up_users: tyro.conf.Suppress[int] = 138_493
     """Users of made-up data (--synthetic-data, and the tiny preset); default: ml-20m's."""
@@ -63,6 +64,22 @@ class Config:
     """Items of made-up data."""
     made_up_ratings_per_user: tyro.conf.Suppress[int] = 144
     """Ratings of each made-up user; ml-20m has 144.4 on average."""
+
+
+def check_values(config: Config) -> None:
+    """Raises UsageError naming a field that no training can be made of."""
+    counts = ("num_factors", "batch_size", "max_epochs", "num_train_negatives")
+    for name in (*counts, "num_eval_negatives"):
+        if getattr(config, name) < 1:
+            option = name.replace("_", "-")
+            raise UsageError(f"{name} is {getattr(config, name)}; give --{option} 1 or more")
+    if min(config.mlp_layers, default=0) < 1 or config.mlp_layers[0] % 2:
+        layers = " ".join(map(str, config.mlp_layers))
+        raise UsageError(f"mlp_layers is {layers}; give widths of 1 or more, the first one even")
+    if not (config.learning_rate > 0 and config.adam_epsilon >= 0):
+        raise UsageError("learning_rate must be above 0 and adam_epsilon not below; correct them")
+    if not (0 <= config.adam_beta1 < 1 and 0 <= config.adam_beta2 < 1):
+        raise UsageError("adam_beta1 and adam_beta2 lie from 0 to below 1; correct them")
 
 
 REFERENCE = Config()

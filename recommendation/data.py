@@ -11,6 +11,7 @@ U users, N evaluation negatives, B examples of a batch.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 
 import numpy
@@ -54,9 +55,12 @@ def _shift_right(bits: Tensor, count: int) -> Tensor:
 
 
 def check_files(config: Config, options: RunOptions) -> None:
-    """Raises UsageError where the data set is not there or not prepared. Reads no data."""
+    """Raises UsageError where the data set is not there, not prepared, or cut. Reads no data."""
     data_dir = options.data_dir
-    if _is_made_up(config, options) or is_prepared(config, data_dir):
+    if _is_made_up(config, options):
+        return
+    if is_prepared(config, data_dir):
+        load(config, options)  # opens each array: its header and size must be right
         return
     if not (data_dir / RATINGS_FILES[config.dataset]).exists():
         cause = f"{data_dir / RATINGS_FILES[config.dataset]} is missing"
@@ -67,12 +71,36 @@ def check_files(config: Config, options: RunOptions) -> None:
     raise UsageError(f"{data_dir} is not prepared for this configuration; run {command}")
 
 
-def sizes(config: Config, options: RunOptions) -> tuple[int, int]:
-    """Users and items, without reading any interaction."""
+def sizes(config: Config, options: RunOptions) -> tuple[int, int, int]:
+    """Users, items and training positives, without reading any interaction.
+
+    Of made-up data the positives are an upper bound: a pair that was drawn twice counts once.
+    """
     if _is_made_up(config, options):
-        return config.made_up_users, config.made_up_items
+        num_positives = config.made_up_users * (config.made_up_ratings_per_user - 1)
+        return config.made_up_users, config.made_up_items, num_positives
     meta = json.loads((options.data_dir / "prepared" / "meta.json").read_text())
-    return meta["num_users"], meta["num_items"]
+    return meta["num_users"], meta["num_items"], meta["num_train"]
+
+
+def num_steps(config: Config, num_positives: int) -> int:
+    """Steps of an epoch; the last batch may be smaller."""
+    return math.ceil(num_positives * (1 + config.num_train_negatives) / config.batch_size)
+
+
+def estimate_memory_bytes(
+    config: Config, num_users: int, num_positives: int, num_parameters: int
+) -> int:
+    """What training holds on the device at its peak, the shuffle of an epoch, without activations.
+
+    Weights, gradients and Adam's two means are float32; a sort holds its int64 keys and places
+    twice.
+    """
+    num_examples = num_positives * (1 + config.num_train_negatives)
+    training_set = num_positives * (4 + 4 + 8)  # users, items, keys
+    epoch = num_examples * (4 + 4 + 4 * 8)  # items, order, the sort
+    candidates = num_users * (1 + config.num_eval_negatives) * (4 + 1)  # items, repeats
+    return 4 * 4 * num_parameters + training_set + epoch + candidates
 
 
 def load(config: Config, options: RunOptions) -> Interactions:

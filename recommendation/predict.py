@@ -1,6 +1,6 @@
 """Recommend films to a user with a trained model.
 
-    python -m recommendation.predict mini --user 196
+    .venv/bin/python -m recommendation.predict mini --user 196
 
 Prints the ten films that the model scores highest among those the user has not rated, by title.
 """

@@ -1,6 +1,6 @@
 """From the MovieLens files to arrays: who rated what, each user's held-out film, its negatives.
 
-    python -m recommendation.prepare mini
+    .venv/bin/python -m recommendation.prepare mini
 
 Off the clock, once per data set: writes DATA_DIR/prepared/, whole or not at all. ml-20m takes
 about a minute and 0.8 GB. The order of the steps is v0.5's; where v0.5 left one open (ties in
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from harness.errors import UsageError
 from harness.options import exit_with, parse_command_line
-from recommendation.config import EVALUATION_SEED, MIN_RATINGS, PRESETS, Config
+from recommendation.config import EVALUATION_SEED, MIN_RATINGS, PRESETS, Config, check_values
 
 IntArray = NDArray[numpy.integer]
 
@@ -187,6 +187,8 @@ def prepare(config: Config, data_dir: Path) -> None:
     interactions = split_interactions(users, items, times, config.num_eval_negatives)
     try:
         with _locked(data_dir):
+            if is_prepared(config, data_dir):  # by another process, meanwhile
+                return
             _write(interactions, config, source, data_dir)
     except OSError as error:
         cause = f"cannot write {data_dir}/prepared: {error.strerror}"
@@ -244,6 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Prepare the data of one preset; returns the exit status."""
     try:
         config, options = parse_command_line("recommendation", PRESETS, arguments)
+        check_values(config)
         prepare(config, options.data_dir)
     except UsageError as error:
         return exit_with(error)

@@ -1,14 +1,13 @@
 """Train NeuMF on MovieLens until HR@10 reaches the target.
 
-    python -m recommendation.train mini --seed 1
+    .venv/bin/python -m recommendation.train mini --seed 1
 
-mini: MovieLens 100K to HR@10 >= 0.20, under a minute on two cores. reference: MovieLens 20M to
+mini: MovieLens 100K to HR@10 >= 0.20, about a minute on two cores. reference: MovieLens 20M to
 HR@10 >= 0.635, about seven epochs. See README.md for the data, the recipe and known runs.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +24,7 @@ from harness.progress import Progress
 from harness.run import Run
 from harness.seeds import derive_seed
 from recommendation import data
-from recommendation.config import PRESETS, Config
+from recommendation.config import PRESETS, Config, check_values
 from recommendation.evaluate import EvaluationSet, evaluate
 from recommendation.model import NeuMF
 
@@ -47,6 +46,7 @@ def train(config: Config, options: RunOptions) -> int:
 
     Raises UsageError, with nothing written, where the options, the device or the data are wrong.
     """
+    check_values(config)
     device = torch_support.choose_device(options)
     if options.num_workers:
         raise UsageError("batches are made on the device, by no worker; leave --num-workers at 0")
@@ -57,7 +57,7 @@ def train(config: Config, options: RunOptions) -> int:
         run.resume_from = torch_support.from_first_process(run.resume_from)
 
         # --- Model and optimiser: no data is touched ----------------------------------------
-        num_users, num_items = data.sizes(config, options)
+        num_users, num_items, num_positives = data.sizes(config, options)
         torch.manual_seed(derive_seed(options.seed, "weights"))
         model = NeuMF(num_users, num_items, config.num_factors, config.mlp_layers).to(device)
         optimizer = torch.optim.Adam(
@@ -71,11 +71,15 @@ def train(config: Config, options: RunOptions) -> int:
         forward = parallel_and_compiled(model, options, device)
         trainer_state: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
         log_recipe(run, config)
+        num_parameters = sum(weights.numel() for weights in model.parameters())
+        sizes = (num_users, num_positives, num_parameters)
         run.describe(
             {
                 "num_users": num_users,
                 "num_items": num_items,
-                "num_parameters": sum(weights.numel() for weights in model.parameters()),
+                "num_parameters": num_parameters,
+                "steps_per_epoch": data.num_steps(config, num_positives),
+                "memory_estimate_bytes": data.estimate_memory_bytes(config, *sizes),
                 "device": str(device),
                 "num_processes": torch_support.num_processes(),
                 "num_threads": torch.get_num_threads(),
@@ -98,7 +102,7 @@ def train(config: Config, options: RunOptions) -> int:
             training_set = data.TrainingSet(interactions, config, device)
             evaluation_set = EvaluationSet(interactions, device)
         num_examples = training_set.num_examples
-        steps_per_epoch = math.ceil(num_examples / config.batch_size)
+        steps_per_epoch = data.num_steps(config, len(training_set.users))
         run.log.event(constants.TRAIN_SAMPLES, num_examples)
         run.log.event(constants.EVAL_SAMPLES, evaluation_set.num_users)
         progress = Progress(config, steps_per_epoch, run)
@@ -106,7 +110,7 @@ def train(config: Config, options: RunOptions) -> int:
         reached = False
         if run.resume_from is None and options.num_steps is None:
             run.eval_start(0)
-            quality = evaluate(model, evaluation_set, config.top_k, options.precision)
+            quality = evaluate(model, evaluation_set, config.top_k)
             reached = run.eval_stop(0, quality)
             progress.evaluated(0, quality)
             save(run, trainer_state, 1, 0)
@@ -142,9 +146,12 @@ def train(config: Config, options: RunOptions) -> int:
                 losses.append(loss.detach())
                 num_seen += size
 
-                # A look at what happened: losses, progress, checkpoint, signals.
+                # A look at what happened: losses, progress, checkpoint, signals. All processes
+                # look at the same steps, together; the first alone writes. The first step of an
+                # epoch has a look of its own, so that the draw of the epoch is not in its pace.
                 is_last = step + 1 == steps_per_epoch or run.step + len(losses) == options.num_steps
-                if not is_last and len(losses) < STEPS_PER_CHECK[device.type]:
+                is_look = is_last or step == 0 or len(losses) == STEPS_PER_CHECK[device.type]
+                if not is_look:
                     continue
                 values, stop = torch_support.mean_losses(losses, run.stop_requested)
                 run.record_losses(values, num_seen)
@@ -153,7 +160,7 @@ def train(config: Config, options: RunOptions) -> int:
                 if stop or run.checkpoint_due():
                     save(run, trainer_state, epoch, step + 1)
                 if run.step == options.num_steps:
-                    evaluation_s = time_evaluation(model, evaluation_set, config, options)
+                    evaluation_s = time_evaluation(model, evaluation_set, config)
                     run.report_speed(steps_per_epoch, evaluation_s)
                 run.obey(stop)
 
@@ -161,7 +168,7 @@ def train(config: Config, options: RunOptions) -> int:
             num_done = 0
             run.epoch_stop(epoch)
             run.eval_start(epoch)
-            quality = evaluate(model, evaluation_set, config.top_k, options.precision)
+            quality = evaluate(model, evaluation_set, config.top_k)
             reached = run.eval_stop(epoch, quality)
             progress.evaluated(epoch, quality)
             save(run, trainer_state, epoch + 1, 0)
@@ -212,14 +219,12 @@ def save(run: Run, trainer_state: dict[str, Any], epoch: int, step_in_epoch: int
             torch_support.save(parts, file)
 
 
-def time_evaluation(
-    model: NeuMF, evaluation_set: EvaluationSet, config: Config, options: RunOptions
-) -> float:
+def time_evaluation(model: NeuMF, evaluation_set: EvaluationSet, config: Config) -> float:
     """Seconds that a whole evaluation would take, from one over part of the users."""
     num_mine = len(evaluation_set.users)
     num_timed = min(2000, num_mine)
     start_s = time.monotonic()
-    evaluate(model, evaluation_set, config.top_k, options.precision, max_users=num_timed)
+    evaluate(model, evaluation_set, config.top_k, max_users=num_timed)
     return (time.monotonic() - start_s) * num_mine / num_timed
 
 

@@ -373,7 +373,9 @@ def test_a_lower_target_must_be_named(logs):
     assert judge(rewrite(logs["success"], lower_and_name)) == []
 
 
-@pytest.mark.parametrize("names", [["learning_rate"], ["no_such_field"], ["top_k", "top_k"]])
+@pytest.mark.parametrize(
+    "names", [["learning_rate"], ["no_such_field"], ["max_epochs", "max_epochs"]]
+)
 def test_modified_names_what_is_so(names, logs):
     lines = rewrite(logs["success"], lambda r: of(r, "modified")[0].update(value=names))
     assert rules_broken(judge(lines)) == {"modified"}

@@ -113,6 +113,7 @@ def test_status_file_for_torchrun(monkeypatch, tmp_path):
     assert end.value.code == 0
     assert (tmp_path / "status").read_text() == "143\n"
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         leave(2)
+    assert end.value.code == 2  # so that torchrun ends the other processes
     assert (tmp_path / "status").read_text() == "143\n"

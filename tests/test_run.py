@@ -249,6 +249,14 @@ def test_resume_names_the_field_that_differs(tmp_path):
         train(tmp_path, resume=True, precision="bf16")
 
 
+def test_resume_clears_away_what_a_kill_left(tmp_path):
+    first = interrupt(tmp_path)
+    part = first.folder / "checkpoints" / "step-000000009.bin.tmp"
+    part.write_bytes(b"half")
+    assert train(tmp_path, resume=True).folder == first.folder
+    assert not part.exists()
+
+
 def test_resume_without_an_unfinished_run_starts_anew(tmp_path, capsys):
     assert train(tmp_path, resume=True).exit_status == 0
     assert "no unfinished run" in capsys.readouterr().err
@@ -288,6 +296,35 @@ def test_only_the_first_process_writes(tmp_path, capsys, monkeypatch):
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pace_leaves_out_what_came_before_the_steps(tmp_path, capsys, monkeypatch):
+    """Loading took 100 s, then each step 0.01 s."""
+    now_s = 0.0
+    monkeypatch.setattr("harness.run.time.monotonic", lambda: now_s)
+    with Run("fake", Config(), RunOptions(results_dir=tmp_path, num_steps=5)) as run:
+        run.start()
+        now_s += 100
+        run.record_losses([0.5], 10)
+        for _ in range(2):
+            now_s += 0.02
+            run.record_losses([0.5, 0.5], 20)
+        run.report_speed(steps_per_epoch=100, evaluation_s=1.0)
+        run.obey(stop=False)
+    assert "1,000 examples/s, 10.00 ms a step" in capsys.readouterr().err
+
+
+def test_a_reached_target_survives_a_deadline(tmp_path, capsys):
+    """The signal's time runs out while the last checkpoint is being written."""
+    with Run("fake", Config(), RunOptions(results_dir=tmp_path)) as run:
+        run.start()
+        run.eval_start(0)
+        assert run.eval_stop(0, {"accuracy": 1.0})
+        assert run._close_on_deadline(15) == 0
+        out = capsys.readouterr().out
+        assert "RESULT,fake,1," in out
+        assert keys(run)[-1] == SEAL_KEY
+        assert "interrupted" not in keys(run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

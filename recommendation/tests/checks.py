@@ -434,7 +434,7 @@ def check_evaluation() -> None:
         for num_levels in (3, 20, 10_000):
             table = tied_scores(seed, num_levels)
             for top_k in (1, 10, 25):
-                quality = evaluate.evaluate(TableModel(table), evaluation_set, top_k, "fp32")
+                quality = evaluate.evaluate(TableModel(table), evaluation_set, top_k)
                 hits, ndcg = plain_quality(interactions, table, top_k)
                 assert quality[f"hr_at_{top_k}"] == hits / 60
                 assert abs(quality[f"ndcg_at_{top_k}"] - ndcg) < 1e-12
@@ -444,7 +444,7 @@ def check_constant_model_scores_nothing() -> None:
     """Where all scores are equal, only films that were drawn early as negatives can be hits."""
     interactions = random_interactions(0)
     quality = evaluate.evaluate(
-        TableModel(torch.zeros(60, 70)), evaluate.EvaluationSet(interactions, CPU), 10, "fp32"
+        TableModel(torch.zeros(60, 70)), evaluate.EvaluationSet(interactions, CPU), 10
     )
     drawn_early = (interactions.eval_negatives[:, :10] == interactions.test_items[:, None]).any(1)
     assert quality["hr_at_10"] <= drawn_early.mean() + 0.05  # duplicates leave room for an 11th
@@ -454,7 +454,7 @@ def check_constant_model_scores_nothing() -> None:
         eval_negatives=interactions.eval_negatives % 69,
     )  # fmt: skip
     quality = evaluate.evaluate(
-        TableModel(torch.zeros(60, 70)), evaluate.EvaluationSet(absent, CPU), 10, "fp32"
+        TableModel(torch.zeros(60, 70)), evaluate.EvaluationSet(absent, CPU), 10
     )
     assert quality == {"hr_at_10": 0.0, "ndcg_at_10": 0.0}
 
@@ -485,7 +485,7 @@ def check_each_user_counts_once() -> None:
             with as_process(rank, num_processes):
                 evaluation_set = evaluate.EvaluationSet(interactions, CPU)
                 users += evaluation_set.users.tolist()
-                qualities.append(evaluate.evaluate(TableModel(table), evaluation_set, 10, "fp32"))
+                qualities.append(evaluate.evaluate(TableModel(table), evaluation_set, 10))
         assert sorted(users) == list(range(60))
         assert abs(sum(quality["hr_at_10"] for quality in qualities) - hits / 60) < 1e-12
         assert abs(sum(quality["ndcg_at_10"] for quality in qualities) - ndcg) < 1e-12

@@ -59,7 +59,7 @@ def test_quality_does_not_depend_on_the_block(monkeypatch, pairs):
             return super().score_candidates(users, candidates, first_layer)
 
     evaluation_set = evaluate.EvaluationSet(interactions, checks.CPU)
-    quality = evaluate.evaluate(Watched(table), evaluation_set, 10, "fp32")
+    quality = evaluate.evaluate(Watched(table), evaluation_set, 10)
     assert seen == list(range(60))
     assert quality["hr_at_10"] == hits / 60
     assert abs(quality["ndcg_at_10"] - ndcg) < 1e-12
@@ -76,7 +76,7 @@ def test_nan_scores_are_no_hits():
     interactions = checks.random_interactions(3)
     evaluation_set = evaluate.EvaluationSet(interactions, checks.CPU)
     everything = checks.TableModel(torch.full((60, 70), torch.nan))
-    quality = evaluate.evaluate(everything, evaluation_set, 10, "fp32")
+    quality = evaluate.evaluate(everything, evaluation_set, 10)
     assert quality == {"hr_at_10": 0.0, "ndcg_at_10": 0.0}
 
     # The positive alone is not a number: its users lose, the others stay as they are.
@@ -84,7 +84,7 @@ def test_nan_scores_are_no_hits():
     broken = table.clone()
     users = torch.arange(0, 60, 2)
     broken[users, torch.from_numpy(interactions.test_items).long()[users]] = torch.nan
-    quality = evaluate.evaluate(checks.TableModel(broken), evaluation_set, 70, "fp32")
+    quality = evaluate.evaluate(checks.TableModel(broken), evaluation_set, 70)
     assert quality["hr_at_70"] == 0.5
     hits, _ = checks.plain_quality(interactions, table, 70)
     assert hits == 60
@@ -98,7 +98,7 @@ def test_infinite_scores_rank_as_the_largest_and_smallest():
     for value, expected in ((torch.inf, 1.0), (-torch.inf, 0.0)):
         table = checks.tied_scores(4, 50)
         table[:, 69] = value
-        quality = evaluate.evaluate(checks.TableModel(table), evaluation_set, 10, "fp32")
+        quality = evaluate.evaluate(checks.TableModel(table), evaluation_set, 10)
         assert quality["hr_at_10"] == expected
 
 
@@ -111,7 +111,7 @@ def test_max_users_is_a_part_of_the_users():
         test_items=interactions.test_items[:25],
     )
     hits, _ = checks.plain_quality(part, table, 10)
-    quality = evaluate.evaluate(checks.TableModel(table), evaluation_set, 10, "fp32", max_users=25)
+    quality = evaluate.evaluate(checks.TableModel(table), evaluation_set, 10, max_users=25)
     assert quality["hr_at_10"] == hits / 25
 
 
@@ -123,9 +123,7 @@ def test_a_network_is_evaluated_as_its_logits_say():
     users, items = torch.cartesian_prod(torch.arange(num_users), torch.arange(num_items)).T
     with torch.no_grad():
         table = network(users, items).view(num_users, num_items)
-    quality = evaluate.evaluate(
-        network, evaluate.EvaluationSet(interactions, checks.CPU), 10, "fp32"
-    )
+    quality = evaluate.evaluate(network, evaluate.EvaluationSet(interactions, checks.CPU), 10)
     hits, ndcg = checks.plain_quality(interactions, table, 10)
     assert 0 < hits < num_users
     assert quality["hr_at_10"] == hits / num_users
@@ -144,7 +142,7 @@ def test_popularity_on_movielens_100k(interactions_100k):
     counts = numpy.bincount(interactions_100k.train_items, minlength=1_682)
     table = torch.from_numpy(counts).float().expand(943, -1)
     evaluation_set = evaluate.EvaluationSet(interactions_100k, checks.CPU)
-    quality = evaluate.evaluate(checks.TableModel(table), evaluation_set, 10, "fp32")
+    quality = evaluate.evaluate(checks.TableModel(table), evaluation_set, 10)
     hits, ndcg = checks.plain_quality(interactions_100k, table, 10)
     assert quality["hr_at_10"] == hits / 943
     assert abs(quality["ndcg_at_10"] - ndcg) < 1e-12
@@ -156,6 +154,6 @@ def test_an_untrained_network_scores_as_chance_does(interactions_100k):
     torch.manual_seed(1)
     network = model.NeuMF(943, 1_682, 8, (64, 32, 16, 8))
     evaluation_set = evaluate.EvaluationSet(interactions_100k, checks.CPU)
-    quality = evaluate.evaluate(network, evaluation_set, 10, "fp32")
+    quality = evaluate.evaluate(network, evaluation_set, 10)
     # 10 of about 733 distinct candidates (999 draws out of some 1,577): 0.0136 +- 0.0038.
     assert 0.002 < quality["hr_at_10"] < 0.03

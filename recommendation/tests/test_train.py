@@ -138,6 +138,9 @@ def test_num_steps_prints_throughput_and_an_estimate(tmp_path):
     assert re.search(r"[\d,]+ examples/s", done.stderr)
     assert "estimated time to the target" in done.stderr
     assert done.stdout.splitlines()[-1].startswith("ENDING")
+    derived = json.loads((only_run(tmp_path) / "config.json").read_text())["derived"]
+    assert derived["steps_per_epoch"] >= 31_100 // 512  # made-up data: an upper bound
+    assert derived["memory_estimate_bytes"] > 16 * derived["num_parameters"]
 
 
 def test_synthetic_data_needs_no_data_set(tmp_path):
@@ -177,6 +180,11 @@ def test_help_needs_no_data():
         (["tiny", "--target", "0.1/0.2"], ["2 values"]),
         (["tiny", "--num-steps", "0"], ["--num-steps"]),
         (["tiny", "--num-workers", "3"], ["--num-workers"]),
+        (["tiny", "--batch-size", "0"], ["batch_size is 0"]),
+        (["tiny", "--num-train-negatives", "0"], ["num_train_negatives is 0"]),
+        (["tiny", "--mlp-layers", "33", "16"], ["mlp_layers is 33 16", "even"]),
+        (["tiny", "--learning-rate", "0"], ["learning_rate"]),
+        (["tiny", "--adam-beta1", "1"], ["adam_beta1"]),
         (["tiny", "--device", "cuda"], ["no GPU", "--device cpu"]),
         (["tiny", "--device", "cpu", "--precision", "fp16"], ["fp16"]),
     ],
@@ -196,11 +204,17 @@ def test_wrong_options_are_one_line(tmp_path, arguments, words):
         (["1", "high"], {}, ["target 'high'"]),
         ([], {"PRESET": "teeny"}, ["teeny"]),
         ([], {"NUM_GPUS": "99"}, ["NUM_GPUS=99"]),
+        ([], {"PATH": "GPU:" + os.environ["PATH"]}, ["no GPU that PyTorch can use", "NUM_GPUS=0"]),
         ([], {"PYTHON": "/usr/bin/env"}, ["lacks what recommendation needs"]),
     ],
 )
 def test_wrong_use_of_run_and_time(tmp_path, arguments, variables, words):
     variables = {"PRESET": "tiny", "RESULTS_DIR": tmp_path / "results", **variables}
+    if "PATH" in variables:  # a GPU that nvidia-smi lists and PyTorch cannot use
+        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: Tesla K80'\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        variables["PATH"] = variables["PATH"].replace("GPU", str(tmp_path), 1)
+        variables["CUDA_VISIBLE_DEVICES"] = ""
     if "PYTHON" in variables:  # an interpreter without the packages
         variables["PYTHON"] = tmp_path / "python"
         variables["PYTHON"].write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
@@ -220,15 +234,13 @@ def test_missing_data(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_data_aborts_in_one_line(tmp_path, small_mini):
+def test_damaged_data_is_one_line(tmp_path, small_mini):
     shutil.copytree(small_mini, tmp_path / "data")
     users = tmp_path / "data" / "prepared" / "train_users.npy"
     users.write_bytes(users.read_bytes()[:-100])
     done = train(tmp_path / "results", "--data-dir", tmp_path / "data", preset="mini")
-    assert done.returncode == 1
-    assert "prepared is damaged" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout.splitlines()[-1].startswith("ABORTED,recommendation,1,0,none,")
+    assert_usage_error(done, "prepared is damaged", "run recommendation.prepare again")
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +342,21 @@ def test_run_and_time_forwards_signals(tmp_path):
     process.terminate()
     process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_usage_error_of_the_first_process_ends_all(tmp_path):
+    """The other would wait ten minutes for it."""
+    (tmp_path / "results").write_text("a file, where only the first process needs a folder")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    module = ("-m", "recommendation.train", "tiny", "--device", "cpu")
+    options = ("--results-dir", tmp_path / "results")
+    start_s = time.monotonic()
+    done = run(sys.executable, *launcher, *module, *options, STATUS_FILE=tmp_path / "status")
+    assert time.monotonic() - start_s < 60
+    assert done.returncode != 0
+    assert (tmp_path / "status").read_text() == "2\n"
+    assert "error: cannot write to" in done.stderr
+    assert done.stdout == ""
 
 
 def test_two_processes_equal_one(tmp_path):
