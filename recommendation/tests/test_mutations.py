@@ -330,9 +330,9 @@ MUTATIONS = {
         checks.check_trajectory,
     ),
     "last short batch dropped": Mutation(
-        train,
-        "math.ceil(num_examples / config.batch_size)",
-        "num_examples // config.batch_size",
+        data,
+        "math.ceil(num_positives * (1 + config.num_train_negatives) / config.batch_size)",
+        "num_positives * (1 + config.num_train_negatives) // config.batch_size",
         checks.check_trajectory,
     ),
     "gradients kept from step to step": Mutation(
