@@ -150,10 +150,12 @@ class Run:
         """An epoch begins; epochs count from 1."""
         self.log.start(constants.EPOCH_START, epoch_num=epoch)
 
-    def epoch_stop(self, epoch: int, **stats: float) -> None:
-        """An epoch ends; `stats` are logged with its mean loss and the throughput so far."""
-        stats["train_loss"] = self._epoch_loss_sum / self._epoch_num_steps
-        stats["train_examples_per_s"] = self._examples_per_s()
+    def epoch_stop(self, epoch: int) -> None:
+        """An epoch ends; its mean loss is logged with the throughput so far."""
+        stats = {
+            "train_loss": self._epoch_loss_sum / self._epoch_num_steps,
+            "train_examples_per_s": self._examples_per_s(),
+        }
         self._epoch_loss_sum, self._epoch_num_steps = 0.0, 0
         self.log.event("tracked_stats", stats, epoch_num=epoch, step_num=self.step)
         self.log.end(constants.EPOCH_STOP, epoch_num=epoch)
@@ -281,7 +283,7 @@ class Run:
         """Close the log, print the last lines and set the exit status."""
         self.stop_signal.close()
         try:
-            return self._end(_root_cause(error)) if self._started else False
+            return self._end(_disk_error(error) or error) if self._started else False
         finally:
             if self.is_main:
                 self._folder.lock.close()
@@ -315,7 +317,7 @@ class Run:
             self._finish(constants.ABORTED)
             if status == "crashed" and "RANK" in os.environ:
                 return False  # one process of several must not end quietly while others wait
-            if status == "crashed" and not isinstance(error, OSError | UsageError):
+            if status == "crashed" and not isinstance(error, UsageError) and not _disk_error(error):
                 traceback.print_exception(error)
         return True
 
@@ -363,6 +365,10 @@ class Run:
         if self.status == "reached":
             self._finish(None)
             return 0
+        if not self._started:
+            if self.is_main:
+                self._folder.discard()
+            return 128 + number
         saved = sorted((self.folder / "checkpoints").glob("step-*.json")) if self.is_main else []
         step = json.loads(saved[-1].read_text())["position"]["step"] if saved else 0
         self._say(f"interrupted by signal {number} inside a long step; step {step} is saved")
@@ -402,16 +408,12 @@ class Run:
 
     # --- small facts --------------------------------------------------------------------------
 
-    def best_quality(self) -> Mapping[str, float] | None:
-        """Quality of the best evaluation so far, or None."""
+    def _best_quality(self) -> str:
+        """Quality of the best evaluation, as stdout writes it, or `none`."""
         best: Mapping[str, float] | None = None
         for evaluation in self.evaluations:
             if best is None or better(self.config.quality_targets, evaluation["quality"], best):
                 best = evaluation["quality"]
-        return best
-
-    def _best_quality(self) -> str:
-        best = self.best_quality()
         if best is None:
             return "none"
         return "/".join(repr(best[target.name]) for target in self.config.quality_targets)
@@ -435,17 +437,16 @@ class Run:
             print(text, file=sys.stderr, flush=True)
 
 
-def _root_cause(error: BaseException | None) -> BaseException | None:
-    """The OSError behind `error` where there is one: PyTorch turns a full disk into another."""
-    behind = error
-    while behind is not None:
-        if isinstance(behind, OSError):
-            return behind
-        behind = behind.__cause__ or behind.__context__
-    return error
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """The full disk behind `error`, or None: PyTorch turns it into an error of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left on the disk of {error.filename or 'the results folder'}"
+    if full := _disk_error(error):
+        return f"no space left on the disk of {full.filename or 'the results folder'}"
     return " ".join(f"{type(error).__name__}: {error}".split())

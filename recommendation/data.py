@@ -202,7 +202,7 @@ class TrainingSet:
         for start in range(0, num_drawn, CHUNK):
             pending = torch.arange(start, min(start + CHUNK, num_drawn), device=items.device)
             attempt = 0
-            while len(pending):  # about 1 in 100 falls on a rated item and is drawn again
+            while len(pending):  # what falls on a rated item is drawn again
                 key = derive_seed(seed, "negatives", epoch, attempt)
                 drawn = random_bits(key, pending) % self.num_items
                 items[pending] = drawn.int()

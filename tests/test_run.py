@@ -327,6 +327,23 @@ def test_a_reached_target_survives_a_deadline(tmp_path, capsys):
         assert "interrupted" not in keys(run)
 
 
+def test_a_deadline_before_the_start_leaves_nothing(tmp_path):
+    run = Run("fake", Config(), RunOptions(results_dir=tmp_path))
+    run.__enter__()
+    assert run._close_on_deadline(15) == 128 + 15
+    run.stop_signal.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_file_system_keeps_its_traceback(tmp_path, capsys):
+    """Only a full disk is explained by one line."""
+    with Run("fake", Config(), RunOptions(results_dir=tmp_path)) as run:
+        run.start()
+        (tmp_path / "never made").read_text()
+    assert run.status == "crashed"
+    assert "Traceback" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_long_step_is_ended_at_the_deadline(tmp_path, number):
     """One operation that takes a minute: the log is closed and names the checkpoint's step."""

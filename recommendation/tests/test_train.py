@@ -359,6 +359,35 @@ def test_a_usage_error_of_the_first_process_ends_all(tmp_path):
     assert done.stdout == ""
 
 
+def test_two_processes_stop_together_and_go_on(tmp_path, unbroken):
+    """SIGTERM reaches torchrun; both processes stop at one step, and two go on from there."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    module = ("-m", "recommendation.train", "tiny", "--device", "cpu")
+    options = ("--results-dir", str(tmp_path / "results"), *NEVER_REACHED, "--resume")
+    status = tmp_path / "status"
+    command = [sys.executable, *launcher, *module, *options]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(STATUS_FILE=str(status)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    for line in process.stdout:
+        if b'"epoch_start"' in line:
+            break
+    process.terminate()
+    process.communicate(timeout=40)
+    assert status.read_text() == "143\n"
+    assert '"interrupted"' in (only_run(tmp_path / "results") / "log.txt").read_text()
+    done = run(*command, STATUS_FILE=status)
+    assert status.read_text() == "1\n", done.stderr
+    assert "going on with" in done.stderr
+    alone = [float(line.split(",")[1]) for line in losses(unbroken).decode().split()]
+    together = [float(line.split(",")[1]) for line in losses(tmp_path / "results").decode().split()]
+    assert together == pytest.approx(alone, abs=1e-4)  # four epochs of rounding apart
+
+
 def test_two_processes_equal_one(tmp_path):
     options = ("--target", "0.99", "--max-epochs", "2")
     one, two = tmp_path / "one", tmp_path / "two"
