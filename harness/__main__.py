@@ -9,7 +9,7 @@ import sys
 COMMANDS = {
     "check": "judge logs by the rules: check LOG...",
     "plot": "draw a run's quality over time: plot FOLDER",
-    "report": "known runs as a table: report [RESULTS...]",
+    "report": "what all runs say, in tables and a page: report [RESULTS...]",
 }
 
 

@@ -23,7 +23,7 @@ import pytest
 from mlperf_logging.compliance_checker import mlp_parser
 
 from harness import __main__ as harness_main
-from harness import check
+from harness import check, convergence
 from harness.log_file import KINDS, Violation
 from harness.run import RESULT_TIME_FORMAT
 from harness.run_log import PREFIX, SEAL_KEY, seal_value
@@ -946,3 +946,84 @@ def test_a_reader_that_has_seen_enough(tmp_path):
         ["bash", "-c", pipeline, "bash", *command], cwd=ROOT, capture_output=True, check=False
     )
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+# --- Suspiciously few epochs ----------------------------------------------------------------
+
+
+@pytest.fixture
+def known_epochs(tmp_path, monkeypatch):
+    """Gives the tiny preset known runs of these epochs."""
+
+    def know(epochs: list[float], **changes: object) -> None:
+        points = {
+            "preset": "tiny",
+            "targets": {"hr_at_10": 0.2},
+            "batch_size": 512,
+            "epochs_by_seed": {str(seed): value for seed, value in enumerate(epochs)},
+            "missed_seeds": [],
+            "git_commits": [],
+            "machines": [],
+            **changes,
+        }
+        path = tmp_path / "convergence.json"
+        path.write_text(json.dumps([{**points, "preset": "mini"}, points]))
+        monkeypatch.setattr(convergence, "path_of", lambda benchmark: path)
+
+    return know
+
+
+def test_a_run_that_needed_suspiciously_few_epochs_is_flagged(logs, known_epochs, capsys):
+    path = str(logs["success"])
+    known_epochs([9, 10, 11, 9, 10])
+    assert check.main([path]) == 0  # a reason to look, not a broken rule
+    ok, flag = capsys.readouterr().out.splitlines()
+    assert ok.startswith("OK: ")
+    assert flag.startswith(f"FLAG: {path}: it took 2 epochs; 5 known runs of tiny with batch 512 ")
+    assert "needed 9.8 on average, and less than 7.85 is improbable" in flag
+    known_epochs([2, 3, 3, 2, 4])
+    assert check.main([path]) == 0
+    assert "FLAG" not in capsys.readouterr().out
+
+
+def test_runs_from_three_on_are_judged_together(logs, known_epochs, capsys):
+    path = str(logs["success"])
+    known_epochs([2, 3, 3, 3, 4])  # one run of 2 is nothing special
+    assert check.main([path, path]) == 0
+    assert "FLAG" not in capsys.readouterr().out
+    known_epochs([2.8, 3, 3, 3.2, 4])
+    assert check.main([path, path, path, path]) == 0
+    (flag,) = [line for line in capsys.readouterr().out.splitlines() if "FLAG" in line]
+    assert flag.count(path) == 4 and "the mean of 4 runs is 2 epochs" in flag
+
+
+def test_only_like_runs_are_held_against_each_other(logs, known_epochs, tmp_path, capsys):
+    for changes in ({"batch_size": 1024}, {"targets": {"hr_at_10": 0.1}}, {"preset": "mini"}):
+        known_epochs([9, 10, 11, 9, 10], **changes)
+        assert check.main([str(logs["success"])]) == 0
+        assert "FLAG" not in capsys.readouterr().out
+    known_epochs([9, 10, 11, 9])  # too few to say
+    check.main([str(logs["success"])])
+    assert "FLAG" not in capsys.readouterr().out
+
+    known_epochs([9, 10, 11, 9, 10])
+    # Runs that did not reach their target, of another science, and with an edited line.
+    for kind in ("aborted", "num_steps", "interrupted"):
+        assert check.main([str(logs[kind])]) == 0
+    edited = tmp_path / "log.txt"
+    edited.write_text(logs["success"].read_text().replace('"seed"', '"seeds"', 1))
+    assert check.main([str(edited)]) == 1
+    assert "FLAG" not in capsys.readouterr().out
+
+    # Batch and rate may change together; the points of that batch then judge the run.
+    def change(records: list[dict[str, typing.Any]], fields: list[str]) -> None:
+        of(records, "modified")[0]["value"] = fields
+        for field in fields:
+            key = {"learning_rate": "opt_base_learning_rate", "num_factors": "model_hp_mf_dim"}
+            of(records, key[field])[0]["value"] = 7
+
+    for field, is_flagged in (("learning_rate", True), ("num_factors", False)):
+        lines = rewrite(logs["success"], lambda records, field=field: change(records, [field]))
+        edited.write_text("".join(line + "\n" for line in lines))
+        assert check.main([str(edited)]) == 0
+        assert ("FLAG" in capsys.readouterr().out) == is_flagged
