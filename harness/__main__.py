@@ -8,6 +8,7 @@ import sys
 
 COMMANDS = {
     "check": "judge logs by the rules: check LOG...",
+    "docker": "build an image and train in it: docker BENCHMARK|all",
     "plot": "draw a run's quality over time: plot FOLDER",
     "report": "what all runs say, in tables and a page: report [RESULTS...]",
 }

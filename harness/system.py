@@ -43,7 +43,7 @@ def describe() -> dict[str, Any]:
         "num_cores": num_cores(),
         "num_cores_of_machine": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": _gpus(),
+        "gpus": gpus(),
         "operating_system": platform.platform(),
         "container": _container(),
         "python": platform.python_version(),
@@ -80,7 +80,7 @@ def _cpu_model() -> str:
     return platform.processor() or "unknown"
 
 
-def _gpus() -> list[dict[str, str]]:
+def gpus() -> list[dict[str, str]]:
     """Name, driver, memory and compute capability of each NVIDIA GPU that nvidia-smi lists."""
     fields = ("name", "driver_version", "memory.total", "compute_cap")
     query = f"--query-gpu={','.join(fields)}"
