@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import signal
 import sys
 import threading
@@ -121,10 +122,7 @@ def build(client: docker.DockerClient, plan: ContainerPlan, root: Path) -> None:
     Raises BuildError, which names the step that failed. An end of this process ends the build.
     """
     step = "the first step"
-    # Without a timeout: a step may be silent for minutes. The SDK heeds .dockerignore.
-    for message in client.api.build(
-        path=str(root), decode=True, timeout=None, **plan.build_options()
-    ):
+    for message in client.api.build(path=str(root), decode=True, **plan.build_options()):
         if "error" in message:
             cause = " ".join(message["error"].split())
             raise BuildError(f"{plan.dockerfile} failed at {step}: {cause}; see the output above")
@@ -179,7 +177,7 @@ class SignalRelay:
             if number is None:
                 return
             print(f"{signal.Signals(number).name} goes to the container", file=sys.stderr)
-            with contextlib.suppress(docker.errors.APIError):  # it has just ended
+            with contextlib.suppress(docker.errors.APIError, OSError):  # it, or the engine, is gone
                 container.kill(number)
 
 
@@ -215,6 +213,15 @@ def _created(client: docker.DockerClient, plan: ContainerPlan) -> Iterator[Conta
             container.remove(force=True)
 
 
+def _start(container: Container, plan: ContainerPlan) -> None:
+    try:
+        container.start()
+    except docker.errors.APIError as error:
+        if plan.has_gpus and re.search("gpu|nvidia", str(error.explanation), re.IGNORECASE):
+            raise UsageError(NO_GPU_ACCESS) from error
+        raise
+
+
 def run(client: docker.DockerClient, plan: ContainerPlan) -> tuple[int, str, int | None]:
     """Run the container to its end; its stdout and stderr become ours, byte for byte.
 
@@ -223,24 +230,21 @@ def run(client: docker.DockerClient, plan: ContainerPlan) -> tuple[int, str, int
     last_line = LastLine()
     relay = SignalRelay()
     try:
-        # Attached before it starts, so that no byte is missed.
-        with _created(client, plan) as container:
-            with contextlib.closing(
+        with (
+            _created(client, plan) as container,
+            # Attached before it starts, so that no byte is missed.
+            contextlib.closing(
                 container.attach(stream=True, demux=True, stdout=True, stderr=True)
-            ) as output:
-                try:
-                    container.start()
-                except docker.errors.APIError as error:
-                    if plan.has_gpus and "gpu" in str(error.explanation).lower():
-                        raise UsageError(NO_GPU_ACCESS) from error
-                    raise
-                relay.start(container)
-                for out, err in output:
-                    for stream, piece in ((sys.stdout, out), (sys.stderr, err)):
-                        if piece:
-                            stream.buffer.write(piece)
-                            stream.flush()
-                    last_line.read(out or b"")
+            ) as output,
+        ):
+            _start(container, plan)
+            relay.start(container)
+            for out, err in output:
+                for stream, piece in ((sys.stdout, out), (sys.stderr, err)):
+                    if piece:
+                        stream.buffer.write(piece)
+                        stream.flush()
+                last_line.read(out or b"")
             return container.wait()["StatusCode"], last_line.result, relay.received
     finally:
         relay.close()

@@ -86,6 +86,8 @@ class Outcome:
     duration_s: float
     text: str
     """Its RESULT or ABORTED line, or what was wrong."""
+    received: int | None = None
+    """The signal that interrupted it, if one did."""
 
 
 # --- what is there -------------------------------------------------------------------------------
@@ -114,13 +116,13 @@ def connect() -> docker.DockerClient:
 def wants_gpus(num_gpus: int | None, num_gpus_here: int, engine: Mapping[str, Any]) -> bool:
     """Whether the container gets GPUs; UsageError where it shall and cannot.
 
-    `engine` is what the engine says about itself. A GPU that is there but cannot be used is an
-    error, never a slow run on the CPU.
+    `num_gpus_here` is 0 where none is wanted; `engine` is what the engine says about itself. A GPU
+    that is there but cannot be used is an error, never a slow run on the CPU.
     """
     if (num_gpus or 0) > num_gpus_here:
         cause = f"{num_gpus} GPUs are asked for and nvidia-smi lists {num_gpus_here}"
         raise UsageError(f"{cause}; lower --num-gpus or leave it out")
-    if num_gpus == 0 or num_gpus_here == 0:
+    if num_gpus_here == 0:
         return False
     devices = [device.get("ID", "") for device in engine.get("DiscoveredDevices") or ()]
     if not (
@@ -157,7 +159,7 @@ def require_data(benchmark: str, preset: str, data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
     elif not data_dir.is_dir() or not any(data_dir.iterdir()):
         command = f"{benchmark}/download_dataset.sh {preset}"
-        if data_dir != REPOSITORY / "data" / benchmark / preset:
+        if data_dir != default_options(benchmark, preset).data_dir:
             command = f"DATA_DIR={shlex.quote(str(data_dir))} {command}"
         raise UsageError(f"{data_dir} is missing or empty; run {command}")
 
@@ -215,8 +217,8 @@ def train(
     benchmark: str,
     gpus: Sequence[Mapping[str, str]],
     has_gpus: bool,
-) -> tuple[Outcome, int | None]:
-    """Build and run one benchmark; returns how it ended, and the signal that interrupted it."""
+) -> Outcome:
+    """Build and run one benchmark; what goes wrong with it is said and stands in the outcome."""
     start = time.monotonic()
     status, text, received = 0, f"built mlperf/{benchmark}", None
     try:
@@ -234,7 +236,7 @@ def train(
         engine = "the Docker engine: " if isinstance(error, ENGINE_ERRORS) else ""
         text = f"error: {engine}{' '.join(str(error).split())}"
         print(text, file=sys.stderr)
-    return Outcome(benchmark, status, time.monotonic() - start, text), received
+    return Outcome(benchmark, status, time.monotonic() - start, text, received)
 
 
 def print_summary(outcomes: Sequence[Outcome]) -> None:
@@ -275,13 +277,13 @@ def main(arguments: list[str]) -> int:
         )
         outcomes = []
         for benchmark in benchmarks:
-            outcome, received = train(client, options, benchmark, gpus, has_gpus)
-            outcomes.append(outcome)
-            if received and len(benchmarks) > 1:  # whoever interrupts one wants none of the others
-                print_summary(outcomes)
-                return 128 + received
-        if len(benchmarks) > 1:
+            outcomes.append(train(client, options, benchmark, gpus, has_gpus))
+            if outcomes[-1].received:  # whoever interrupts one wants none of the others
+                break
+        if options.benchmark == "all":
             print_summary(outcomes)
+        if outcomes[-1].received and len(outcomes) < len(benchmarks):
+            return 128 + outcomes[-1].received
         return max(outcome.status for outcome in outcomes)
     except UsageError as error:
         return exit_with(error)

@@ -65,11 +65,12 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.create_error = self.start_error = None  # (HTTP status, message)
         self.frames = [(OUT, RESULT)]
         self.status = 0
+        self.signalled_status = None  # 128 + signal
         self.on_build = self.on_start = lambda: None
         self.silent_s = 0.0  # in the midst of a build and of a run
         self.runs_on = False  # after its output, until a signal that it obeys
         self.obeys = {"15", "2", "9"}
-        self.goes_away = False  # as an engine that is restarted does
+        self.goes_away = []  # when asked for these, as an engine that is restarted does
         self.started, self.ended = threading.Event(), threading.Event()
 
     def bodies(self, what):
@@ -105,7 +106,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         what = "remove" if self.command == "DELETE" else url.path.rpartition("/")[2]
         engine.calls.append((self.command, what, query, body))
-        if engine.goes_away and what in ("wait", "stop", "remove"):
+        if what in engine.goes_away and what != "build":
             self.close_connection = True
             return
         getattr(self, f"do_{what}")()
@@ -127,7 +128,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for message in self.engine.build:
             piece = json.dumps(message).encode() + b"\r\n"
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-        self.wfile.write(b"0\r\n\r\n")
+        if "build" in self.engine.goes_away:
+            self.close_connection = True
+        else:
+            self.wfile.write(b"0\r\n\r\n")
 
     def do_create(self):
         if self.engine.create_error:
@@ -166,7 +170,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_kill(self):
         self.answer(204)
         if self.query["signal"] in self.engine.obeys:
-            self.engine.status = 128 + int(self.query["signal"])
+            number = int(self.query["signal"])
+            self.engine.status = (
+                128 + number
+                if self.engine.signalled_status is None
+                else self.engine.signalled_status
+            )
             self.engine.ended.set()
 
     def do_wait(self):
@@ -194,6 +203,7 @@ def clone(tmp_path, monkeypatch):
     for name in ("PRESET", "DATA_DIR", "RESULTS_DIR", "NUM_GPUS", "RESUME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GIT_COMMIT", "abc1234")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(system, "gpus", list)
     monkeypatch.setattr(docker.shutil, "which", lambda name: None)
     return root
@@ -270,7 +280,8 @@ def test_the_container_has_the_mounts_and_settings_of_the_contract(engine, clone
 
 @pytest.mark.usefixtures("engine")
 def test_the_equal_commands_are_printed_first(clone, capfd):
-    assert train("--resume", "--requirements", "requirements-newest.txt") == 0
+    newest = "requirements-newest.txt"
+    assert train("--resume", "--requirements", newest, "--target", "0.3/0.4") == 0
     lines = capfd.readouterr().err.splitlines()
     user = f"{os.getuid()}:{os.getgid()}"
     assert lines[1:5] == [
@@ -278,7 +289,7 @@ def test_the_equal_commands_are_printed_first(clone, capfd):
         " --build-arg REQUIREMENTS=requirements-newest.txt -f toy/Dockerfile .",
         f"mkdir -p '{clone}/results'",
         f"docker run --rm --init --ipc=host --user {user} -e PRESET=mini -e RESUME=1"
-        f" -v '{clone}/data/toy/mini:/data' -v '{clone}/results:/results' mlperf/toy 1",
+        f" -v '{clone}/data/toy/mini:/data' -v '{clone}/results:/results' mlperf/toy 1 0.3/0.4",
         "Step 1/1 : FROM scratch",
     ]
 
@@ -289,7 +300,6 @@ def test_the_environment_sets_the_defaults(engine, tmp_path, monkeypatch):
     settings = {"PRESET": "reference", "DATA_DIR": "toys", "RESULTS_DIR": "out"}
     for name, value in (settings | {"NUM_GPUS": "0", "RESUME": "1"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
     assert docker.main(["toy"]) == 0
     (created,) = map(json.loads, engine.bodies("create"))
     assert created["Env"] == ["PRESET=reference", "NUM_GPUS=0", "RESUME=1"]
@@ -364,9 +374,10 @@ def test_hours_of_silence_are_no_error(engine, monkeypatch, capfdbinary):
     assert capfdbinary.readouterr().out == RESULT
 
 
-def test_an_engine_that_goes_away_is_one_line(engine, capfd):
+@pytest.mark.parametrize("goes_away", ["build", "wait stop remove"])
+def test_an_engine_that_goes_away_is_one_line(engine, capfd, goes_away):
     engine.frames = []
-    engine.goes_away = True
+    engine.goes_away = goes_away.split()
     assert train() == 1
     assert "error: the Docker engine: " in capfd.readouterr().err.splitlines()[-1]
 
@@ -500,7 +511,7 @@ def test_a_benchmark_without_another_lock_keeps_its_own(clone):
     ("arguments", "parts"),
     [
         (["toys"], ["'toys'", "choose from toy (or all)"]),
-        (["toy", "--preset", "nano"], ["'nano'", "choose from reference, mini, tiny"]),
+        (["toy", "--preset", "nano"], ["'nano'", "choose from reference, mini, tiny\n"]),
         (["toy"], ["data/toy/reference is missing", "toy/download_dataset.sh reference"]),
         (["toy", "--data-dir", "no ne"], ["missing", "DATA_DIR='/", "no ne' toy/download_dataset"]),
         (["toy", "--preset", "mini", "--requirements", "r.txt"], ["r.txt", "requirements-newest"]),
@@ -513,7 +524,7 @@ def test_a_benchmark_without_another_lock_keeps_its_own(clone):
 )
 def test_wrong_usage_is_one_line_before_anything_is_built(engine, capfd, arguments, parts):
     assert docker.main(arguments) == 2
-    line = only_error(capfd)
+    line = only_error(capfd) + "\n"
     for part in parts:
         assert part in line
     assert engine.names() == []
@@ -562,6 +573,7 @@ def test_all_goes_on_after_a_failure_and_returns_the_worst(engine, clone, capfd)
     add_benchmark(clone, "another")
     shutil.rmtree(clone / "data/another")
     add_benchmark(clone, "zoo")
+    engine.frames = [(OUT, b"no line\nRES"), (OUT, RESULT[3:-5]), (OUT, RESULT[-5:])]
     assert docker.main(["all", "--preset", "mini"]) == 2
     assert engine.names().count("build") == 2
     header, another, toy, zoo = capfd.readouterr().err.splitlines()[-4:]
@@ -571,13 +583,21 @@ def test_all_goes_on_after_a_failure_and_returns_the_worst(engine, clone, capfd)
     assert re.match(r"zoo +0 +\d+  RESULT,", zoo)
 
 
+@pytest.mark.usefixtures("engine")
+def test_all_of_one_has_its_summary_and_one_by_name_has_none(capfd):
+    assert docker.main(["all", "--preset", "mini"]) == train() == 0
+    assert capfd.readouterr().err.count("benchmark  status  seconds  end") == 1
+
+
 def test_an_interrupted_all_trains_none_of_the_others(engine, clone, capfd):
+    """Even where the signal came too late for the one that ran."""
     add_benchmark(clone, "zoo")
     engine.runs_on = True
+    engine.signalled_status = 0
     engine.on_start = lambda: os.kill(os.getpid(), signal.SIGINT)
     assert docker.main(["all", "--preset", "mini"]) == 130
     assert engine.names().count("build") == 1
-    assert re.match(r"toy +130 ", capfd.readouterr().err.splitlines()[-1])
+    assert re.match(r"toy +0 .*RESULT", capfd.readouterr().err.splitlines()[-1])
 
 
 # --- a real engine -------------------------------------------------------------------------------
