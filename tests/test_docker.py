@@ -65,6 +65,7 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.create_error = self.start_error = None  # (HTTP status, message)
         self.frames = [(OUT, RESULT)]
         self.status = 0
+        self.remove_status = 204
         self.signalled_status = None  # 128 + signal
         self.on_build = self.on_start = lambda: None
         self.silent_s = 0.0  # in the midst of a build and of a run
@@ -187,7 +188,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.engine.ended.set()
 
     def do_remove(self):
-        self.answer(204)
+        status = self.engine.remove_status
+        self.answer(status, None if status == 204 else {"message": "it is busy"})
 
 
 @pytest.fixture
@@ -380,6 +382,13 @@ def test_an_engine_that_goes_away_is_one_line(engine, capfd, goes_away):
     engine.goes_away = goes_away.split()
     assert train() == 1
     assert "error: the Docker engine: " in capfd.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("answer", "status"), [(404, 0), (500, 1)])
+def test_a_container_that_stays_is_said_and_one_that_is_gone_is_well(engine, capfd, answer, status):
+    engine.remove_status = answer
+    assert train() == status
+    assert ("it is busy" in capfd.readouterr().err) == (status == 1)
 
 
 def test_a_reader_that_has_seen_enough_ends_the_container(engine, monkeypatch):
