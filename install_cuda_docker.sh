@@ -447,7 +447,7 @@ ask_for_reboot() {
   if [[ $(mokutil --sb-state 2>/dev/null) == *"SecureBoot enabled"* ]]; then
     say "note: Secure Boot is on, and the kernel loads the driver only once the key is enrolled" \
       "that DKMS signs with: run mokutil --import /var/lib/dkms/mok.pub as root (on Ubuntu" \
-      "/var/lib/shim-signed/mok/MOK.der, where it is there), and choose \"Enroll MOK\" at the reboot"
+      "/var/lib/shim-signed/mok/MOK.der, if it is there), and choose \"Enroll MOK\" at the reboot"
   fi
   if [[ -e $root/sys/module/nouveau ]]; then
     say "note: nouveau drives the card now; the driver's packages keep it out from the next boot" \
@@ -503,10 +503,10 @@ main() {
 }
 
 dry_run=0
-case "$*" in
-  "") ;;
-  --dry-run) dry_run=1 ;;
-  -h | --help)
+case "$# $*" in
+  "0 ") ;;
+  "1 --dry-run") dry_run=1 ;;
+  "1 -h" | "1 --help")
     sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "$(readlink -f "${BASH_SOURCE[0]}")"
     exit 0
     ;;
