@@ -22,9 +22,9 @@ PATH=$PATH:/usr/sbin:/sbin # modinfo, for a dry run without root's rights
 
 # One branch for all cards. 580 is the last with Maxwell, Pascal and Volta and the first with CUDA
 # 13.0, which the images built with requirements-newest.txt bring; it knows Blackwell, and NVIDIA
-# supports it until June 2028. The production branch 595 ends before it, in March 2027, and that
-# packages of 620, the next for the long term, are there for these systems could not be
-# established. One driver is also one difference less between hosts whose times are compared.
+# supports it until June 2028. The production branch 595 ends before it, in March 2027; whether
+# these systems have packages of 620, the next long-term branch, could not be established. One
+# driver is also one difference less between hosts whose times are compared.
 # (docs.nvidia.com/datacenter/tesla/drivers, supported drivers, November 2026)
 DRIVER_BRANCH=580
 DRIVER_GUIDE=https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/
@@ -104,7 +104,8 @@ DEVICES=(
 INSTALL="DEBIAN_FRONTEND=noninteractive apt-get install --yes -o DPkg::Lock::Timeout=600"
 FETCH="curl --fail --silent --show-error --location --proto '=https' --retry 3"
 
-# The folder that stands for / where files are read and written: the tests set it.
+# The folder that stands for / where files are read and written: the tests set it. apt brings the
+# three folders on all these systems.
 root=${HOST_ROOT-}
 keyrings=$root/etc/apt/keyrings
 sources=$root/etc/apt/sources.list.d
@@ -142,7 +143,7 @@ os_release() {
 # Sets id, codename, nvidia_folder, compilers and kernel.
 check_system() {
   local row version name machine
-  name=$(os_release PRETTY_NAME) || name="an unknown system"
+  name=$(os_release PRETTY_NAME) || true
   machine=$(uname -m)
   kernel=$(uname -r)
   for row in "${SYSTEMS[@]}"; do
@@ -152,7 +153,8 @@ check_system() {
       return
     fi
   done
-  fail 2 "this is $name on $machine, not Ubuntu 22.04, Ubuntu 24.04 or Debian 12 on x86_64" \
+  name="${name:-an unknown system} on $machine"
+  fail 2 "this is $name, not Ubuntu 22.04, Ubuntu 24.04 or Debian 12 on x86_64" \
     "install driver, Docker Engine and NVIDIA container toolkit as their makers describe"
 }
 
@@ -177,10 +179,10 @@ architecture_of() {
 }
 
 # Sets card_names and card_architectures, an entry for each NVIDIA card (display controllers have
-# class 03xx).
+# class 03xx), and has_nvswitch.
 find_cards() {
   local line device architecture
-  card_names=() card_architectures=()
+  card_names=() card_architectures=() has_nvswitch=0
   while IFS= read -r line; do
     if [[ $line =~ \[03[0-9a-f]{2}\]:\ NVIDIA\ Corporation\ (.*\ \[10de:([0-9a-f]{4})\]) ]]; then
       device=${BASH_REMATCH[2]}
@@ -229,6 +231,7 @@ find_docker() {
       "remove the package that brings it and run this again"
 }
 
+# Whoever may not ask the daemon is told no: the dry run of such a user shows two steps more.
 docker_knows_nvidia() {
   [[ $(docker info --format '{{json .Runtimes}}' 2>/dev/null) == *'"nvidia"'* ]]
 }
@@ -375,7 +378,6 @@ add_repository() {
   fi
   primary_keys="gpg --show-keys --with-colons $key.new | awk -F : '\$1 == \"pub\" { primary = 1 }"
   primary_keys+=" \$1 == \"fpr\" && primary { print \$10; primary = 0 }'"
-  step "install --directory --mode 0755 $keyrings"
   step "$FETCH --output $key.new $key_url" "the key $key_url could not be fetched"
   step "[ \"\$($primary_keys)\" = $fingerprint ]" "$key_url is not the key $fingerprint"
   step "mv $key.new $key"
@@ -478,7 +480,6 @@ check() {
 }
 
 main() {
-  has_nvswitch=0
   check_system
   check_rights
   find_cards

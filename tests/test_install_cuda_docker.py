@@ -15,7 +15,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "install_cuda_docker.sh"
 
 # All that the script calls besides the stand-ins.
-TOOLS = ("awk", "bash", "cat", "cp", "grep", "install", "mv", "readlink", "sed", "tr")
+TOOLS = ("awk", "bash", "cat", "cp", "grep", "mv", "readlink", "sed", "tr")
 
 RELEASES = {  # PRETTY_NAME, ID, VERSION_ID, kernel
     "Ubuntu 22.04": ("Ubuntu 22.04.5 LTS", "ubuntu", '"22.04"', "6.8.0-85-generic"),
@@ -141,9 +141,10 @@ class Host:
         self.root = folder
         self.bin = folder / "bin"
         self.state = folder / "state"
-        for path in (self.bin, self.state / "later", folder / "etc/apt/sources.list.d"):
+        for path in (self.bin, self.state / "later"):
             path.mkdir(parents=True)
-        (folder / "etc/apt/preferences.d").mkdir()
+        for name in ("keyrings", "preferences.d", "sources.list.d"):
+            (folder / "etc/apt" / name).mkdir(parents=True)
         for tool in TOOLS:
             found = shutil.which(tool)
             assert found, tool
@@ -366,6 +367,28 @@ def test_old_and_new_modules_do_not_go_together(tmp_path, cards):
 @pytest.mark.parametrize("card", ["K80", "unknown"])
 def test_a_card_that_no_driver_here_serves_is_refused(tmp_path, card):
     assert_refused(Host(tmp_path, "Debian 12", card), "this script has no driver for", "[10de:")
+
+
+def test_the_device_id_tells_the_architecture(tmp_path):
+    """The first and the last product of each run of ids in pci.ids, and what is none."""
+    ids = {
+        "Kepler": "06c0 12ba",
+        "Maxwell": "1340 1436 1617 17fd",
+        "Pascal": "15c2 15fc 1725 1b00 1d56",
+        "Volta": "1d81 1df6",
+        "Turing": "1e02 1ff9 2182 21d1",
+        "Ampere": "2082 20f6 2203 2238 2414 25fb",
+        "Hopper": "230c 237e",
+        "Ada": "2681 28f8",
+        "Blackwell": "2901 2f58 3182 31c3",
+        "unknown": "3001 3fff",
+    }
+    host = Host(tmp_path, "Debian 12")
+    expected = [(device, name) for name, devices in ids.items() for device in devices.split()]
+    lines = [f"01:00.0 3D controller [0302]: NVIDIA Corporation X [10de:{i}]" for i, _ in expected]
+    host.set("cards", "\n".join(lines) + "\n")
+    said = host.run().stderr
+    assert re.findall(r"^card     X \[10de:(.+)\] \((.+)\)$", said, re.M) == expected
 
 
 def test_nvswitches_are_named(tmp_path):
