@@ -14,57 +14,11 @@ set -euo pipefail
 # shellcheck source=tools/environment.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/tools/environment.sh"
 
-# What the environment takes, measured with the locks as they are. While pip unpacks, the download
-# is there twice (its cache keeps a copy) beside what comes out of it.
-DOWNLOAD_GB=3.1
-ENVIRONMENT_GB=5.9
-FREE_GB=12
-
-all_benchmarks() {
-  local script
-  for script in "$repository"/*/run_and_time.sh; do
-    script=${script%/run_and_time.sh}
-    [[ ${script##*/} == harness ]] || printf '%s\n' "${script##*/}"
-  done
-}
-
-# Whether a GPU here is newer than PyTorch 2.7.1 carries code for (up to compute capability 9.0).
-has_newer_gpu() {
-  local capability
-  while read -r capability; do
-    if [[ $capability =~ ^([0-9]+)\.([0-9]+)$ ]] \
-      && ((BASH_REMATCH[1] * 10 + BASH_REMATCH[2] > 90)); then
-      return 0
-    fi
-  done < <(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null)
-  return 1
-}
-
-# lock_of BENCHMARK: its lock for this machine.
-lock_of() {
-  if [[ -e $repository/$1/requirements-newest.txt ]] && has_newer_gpu; then
-    printf '%s\n' "$1/requirements-newest.txt"
-  else
-    printf '%s\n' "$1/requirements.txt"
-  fi
-}
-
 # Says what will be downloaded and how much disk it takes, before any of it happens.
 announce() {
-  local benchmark free_gb
+  local benchmark
   say "quickstart: ${benchmarks[*]}, preset mini"
-  if [[ -n $given_python ]]; then
-    say "  environment  $given_python, as PYTHON says"
-  elif environment_is_ready "${locks[@]}"; then
-    say "  environment  .venv is there already"
-  else
-    say "  environment  up to $DOWNLOAD_GB GB to download, $ENVIRONMENT_GB GB of disk in .venv" \
-      "($FREE_GB GB while it is made; pip keeps the download in its cache)"
-    free_gb=$(df --output=avail --block-size=GB "$repository" | tail -n 1 | tr -dc 0-9)
-    ((free_gb >= FREE_GB)) \
-      || fail "$FREE_GB GB of free disk are needed and $repository has $free_gb" \
-        "make room and run this again"
-  fi
+  announce_environment "${locks[@]}"
   for benchmark in "${benchmarks[@]}"; do
     # In the download script's own words: its help has a line for each preset.
     say "  data         $benchmark:" \
@@ -122,34 +76,15 @@ run_benchmark() {
 # --- what is asked for ----------------------------------------------------------------------------
 
 if [[ ${1-} == -h || ${1-} == --help ]]; then
-  sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "$(readlink -f "${BASH_SOURCE[0]}")"
+  show_help "${BASH_SOURCE[0]}"
   exit 0
 fi
-mapfile -t known < <(all_benchmarks)
-benchmarks=("${@:-recommendation}")
-if [[ "${benchmarks[*]}" == all ]]; then
-  benchmarks=("${known[@]}")
-fi
-for benchmark in "${benchmarks[@]}"; do
-  [[ " ${known[*]} " == *" $benchmark "* ]] \
-    || fail "there is no benchmark \"$benchmark\" here" "choose from: ${known[*]} (or all)"
-done
-if ((${#benchmarks[@]} > 1)) && [[ -n ${DATA_DIR-} ]]; then
-  fail "DATA_DIR is one data set's folder, and several benchmarks are asked for" "unset DATA_DIR"
-fi
-if [[ -n ${DATA_DIR-} ]]; then
-  DATA_DIR=$(realpath -m "$DATA_DIR")
-fi
-RESULTS_DIR=$(realpath -m "${RESULTS_DIR:-$repository/results}")
-export RESULTS_DIR
+choose_benchmarks "${@:-recommendation}"
 
 # --- environment ----------------------------------------------------------------------------------
 
 check_machine curl unzip
-locks=()
-for benchmark in "${benchmarks[@]}"; do
-  locks+=("$(lock_of "$benchmark")")
-done
+choose_locks
 announce
 make_environment "${locks[@]}"
 environment_s=$SECONDS

@@ -7,6 +7,7 @@ import os
 import sys
 
 COMMANDS = {
+    "acceptance": "accept a GPU: acceptance [BENCHMARK...]",
     "check": "judge logs by the rules: check LOG...",
     "docker": "build an image and train in it: docker BENCHMARK|all",
     "plot": "draw a run's quality over time: plot FOLDER",
@@ -19,7 +20,7 @@ def main(arguments: list[str]) -> int:
     if arguments in (["-h"], ["--help"]):
         print("usage: python -m harness COMMAND ...\n")
         for name, text in COMMANDS.items():
-            print(f"  {name:<8} {text}")
+            print(f"  {name:<10} {text}")
         print("\nCOMMAND --help says more.")
         return 0
     if not arguments or arguments[0] not in COMMANDS:

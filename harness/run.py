@@ -75,6 +75,7 @@ class Run:
         self._run_s: float | None = None  # run_stop - run_start
         self._phase_s: dict[str, float] = {}
         self._seconds_by_step: list[float] = []
+        self._speed: dict[str, float] | None = None  # what report_speed prints
         self._epoch_loss_sum, self._epoch_num_steps = 0.0, 0
 
     # --- from the command line to run_start -------------------------------------------------
@@ -257,13 +258,22 @@ class Run:
         return reached
 
     def report_speed(self, steps_per_epoch: int, evaluation_s: float) -> None:
-        """Print pace and estimated time to the target; the first fifth of the steps is warm-up."""
+        """Print pace and estimated time to the target; the first fifth of the steps is warm-up.
+
+        run.json has them as `speed`.
+        """
         num_warm_up = max(1, len(self._seconds_by_step) // 5)
         paces_s = self._seconds_by_step[num_warm_up:] or self._seconds_by_step
         step_s = sum(paces_s) / len(paces_s)
         examples_per_s = self.num_examples / self.step / step_s
         epoch_s = steps_per_epoch * step_s + evaluation_s
         total_s = self.config.epochs_to_target * epoch_s
+        self._speed = {
+            "examples_per_s": examples_per_s,
+            "step_s": step_s,
+            "epoch_s": epoch_s,
+            "seconds_to_target": total_s,
+        }
         self._say(
             f"{examples_per_s:,.0f} examples/s, {step_s * 1000:.2f} ms a step\n"
             f"an epoch: {steps_per_epoch:,} steps and an evaluation of {evaluation_s:,.1f} s, "
@@ -400,6 +410,7 @@ class Run:
             "num_steps": self.step,
             "num_examples": self.num_examples,
             "train_examples_per_s": self._examples_per_s(),
+            "speed": self._speed,
             "evaluations": self.evaluations,
             "num_resumes": self.clock.num_resumes,
             "valid": self.clock.valid,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ACCEPTANCE_FOLDER = "acceptance"
+"""Folder in RESULTS_DIR that gpu_acceptance.sh keeps its runs in."""
 FINISHED = ("reached", "missed", "non-finite", "crashed")
 FRAMEWORKS = ("torch", "tensorflow", "tensorflow-cpu")
 PHASES = ("init", "input", "training", "evaluation", "checkpoint", "downtime")
@@ -149,9 +151,14 @@ def _whole(number: float) -> float:
 
 
 def read_records(folder: Path) -> tuple[list[RunRecord], list[str]]:
-    """All runs below a folder in the order of their start; and what could not be read, by line."""
+    """All runs below a folder in the order of their start; and what could not be read, by line.
+
+    The short runs of gpu_acceptance.sh are not among them.
+    """
     records, unreadable = [], []
     for path in sorted(folder.glob("**/run.json")):
+        if ACCEPTANCE_FOLDER in path.relative_to(folder).parts:
+            continue
         try:
             records.append(read_record(path.parent))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

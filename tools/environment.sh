@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# The machine's checks and the virtual environment .venv: quickstart.sh and test.sh source this
-# file. It sets `repository` (the checkout) and PYTHON. Where PYTHON is set already, that
-# interpreter is taken as it is and no environment is made.
+# The machine's checks, the benchmarks that are asked for and the virtual environment .venv:
+# quickstart.sh, gpu_acceptance.sh and test.sh source this file. It sets `repository` (the checkout)
+# and PYTHON. Where PYTHON is set already, that interpreter is taken as it is and no environment is
+# made.
 #
 # .venv/locks.sha256 names the locks whose packages are all in .venv, with their digests, so that a
 # second run starts at once. .venv/unpacking is there while pip writes into .venv: an environment
@@ -11,7 +12,18 @@ repository=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd -P)
 environment=$repository/.venv
 given_python=${PYTHON-}
 
+# What the environment takes, measured with the locks as they are. While pip unpacks, the download
+# is there twice (its cache keeps a copy) beside what comes out of it.
+DOWNLOAD_GB=3.1
+ENVIRONMENT_GB=5.9
+FREE_GB=12
+
 say() { printf '%s\n' "$*" >&2; }
+
+# show_help SCRIPT: the comment that it begins with.
+show_help() {
+  sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "$(readlink -f "$1")"
+}
 
 # fail CAUSE NEXT_STEP
 fail() {
@@ -77,6 +89,65 @@ check_machine() {
   fi
 }
 
+# --- the benchmarks that are asked for --------------------------------------------------------------
+
+all_benchmarks() {
+  local script
+  for script in "$repository"/*/run_and_time.sh; do
+    script=${script%/run_and_time.sh}
+    [[ ${script##*/} == harness ]] || printf '%s\n' "${script##*/}"
+  done
+}
+
+# choose_benchmarks NAME...: sets `benchmarks` (all stands for every one there is), DATA_DIR and
+# RESULTS_DIR.
+choose_benchmarks() {
+  local available benchmark
+  mapfile -t available < <(all_benchmarks)
+  benchmarks=("$@")
+  if [[ "$*" == all ]]; then
+    benchmarks=("${available[@]}")
+  fi
+  for benchmark in "${benchmarks[@]}"; do
+    [[ " ${available[*]} " == *" $benchmark "* ]] \
+      || fail "there is no benchmark \"$benchmark\" here" "choose from: ${available[*]} (or all)"
+  done
+  if ((${#benchmarks[@]} > 1)) && [[ -n ${DATA_DIR-} ]]; then
+    fail "DATA_DIR is one data set's folder, and several benchmarks are asked for" "unset DATA_DIR"
+  fi
+  if [[ -n ${DATA_DIR-} ]]; then
+    DATA_DIR=$(realpath -m "$DATA_DIR")
+  fi
+  RESULTS_DIR=$(realpath -m "${RESULTS_DIR:-$repository/results}")
+  export RESULTS_DIR
+}
+
+# Whether a GPU here is newer than PyTorch 2.7.1 carries code for (up to compute capability 9.0).
+has_newer_gpu() {
+  local capability
+  while read -r capability; do
+    if [[ $capability =~ ^([0-9]+)\.([0-9]+)$ ]] \
+      && ((BASH_REMATCH[1] * 10 + BASH_REMATCH[2] > 90)); then
+      return 0
+    fi
+  done < <(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null)
+  return 1
+}
+
+# choose_locks: sets `locks`, one for each of `benchmarks`: those for the newest PyTorch where a GPU
+# here needs it.
+choose_locks() {
+  local benchmark
+  locks=()
+  for benchmark in "${benchmarks[@]}"; do
+    if [[ -e $repository/$benchmark/requirements-newest.txt ]] && has_newer_gpu; then
+      locks+=("$benchmark/requirements-newest.txt")
+    else
+      locks+=("$benchmark/requirements.txt")
+    fi
+  done
+}
+
 # --- the environment ------------------------------------------------------------------------------
 
 # environment_is_ready LOCK...: whether .venv holds all packages of these locks, which are named
@@ -88,6 +159,23 @@ environment_is_ready() {
   while read -r line; do
     grep -qxF "$line" "$environment/locks.sha256" || return 1
   done < <(cd "$repository" && sha256sum "$@")
+}
+
+# announce_environment LOCK...: says what making the environment takes, before it is made.
+announce_environment() {
+  local free_gb
+  if [[ -n $given_python ]]; then
+    say "  environment  $given_python, as PYTHON says"
+  elif environment_is_ready "$@"; then
+    say "  environment  .venv is there already"
+  else
+    say "  environment  up to $DOWNLOAD_GB GB to download, $ENVIRONMENT_GB GB of disk in .venv" \
+      "($FREE_GB GB while it is made; pip keeps the download in its cache)"
+    free_gb=$(df --output=avail --block-size=GB "$repository" | tail -n 1 | tr -dc 0-9)
+    ((free_gb >= FREE_GB)) \
+      || fail "$FREE_GB GB of free disk are needed and $repository has $free_gb" \
+        "make room and run this again"
+  fi
 }
 
 # make_environment LOCK...: .venv with the packages of these locks, in the versions and with the
