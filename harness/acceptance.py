@@ -109,10 +109,10 @@ class Acceptance:
         start_s = time.monotonic()
         try:
             check = function(trial, *arguments)
-        except FailedError as error:
-            check = Check(name, "FAIL", str(error))
+        except (FailedError, OSError) as error:
+            check = Check("FAIL", str(error))
         except NotDoneError as error:
-            check = Check(name, "not done", str(error))
+            check = Check("not done", str(error))
         check.name = name
         check.seconds = round(time.monotonic() - start_s, 1)
         self.checks[trial.benchmark].append(check)
@@ -121,19 +121,24 @@ class Acceptance:
         return check
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many checks stand in the way of passing, by how they went."""
+        results = [check.result for checks in self.checks.values() for check in checks]
+        left = NUM_CHECKS * len(self.checks) - len(results)
+        failed, undone = results.count("FAIL"), results.count("not done")
+        return {"failed": failed, "not done": undone, "not reached": left}
+
+    @property
     def passed(self) -> bool:
         """Whether nothing failed and nothing is left to do."""
-        results = [check.result for checks in self.checks.values() for check in checks]
-        is_complete = len(results) == NUM_CHECKS * len(self.checks)
-        return is_complete and not {"FAIL", "not done"} & set(results)
+        return not any(self.counts.values())
 
     @property
     def verdict(self) -> str:
         """The last line."""
-        results = [check.result for checks in self.checks.values() for check in checks]
-        found = f"{results.count('FAIL')} failed, {results.count('not done')} not done"
+        found = ", ".join(f"{number} {name}" for name, number in self.counts.items())
         if self.stop.number is not None:
-            return f"STOPPED by signal {self.stop.number} before the end: {found} until then."
+            return f"STOPPED by signal {self.stop.number}: {found}."
         if self.gpu is None:
             ended = "passed" if self.passed else f"did not pass: {found}"
             return (
@@ -166,7 +171,7 @@ class Acceptance:
             f"Machine: {self.gpu_name or 'no GPU'}; {machine}; commit {self.system['git_commit']}.",
         ]
         for benchmark, checks in self.checks.items():
-            rows = [(check.name, check.result, check.text) for check in checks]
+            rows = [(check.name, check.result, check.text.replace("|", r"\|")) for check in checks]
             parts += [f"## {benchmark}", _table(("check", "result", "figures"), rows)]
         parts.append(self.verdict)
         return "\n\n".join(parts) + "\n"
@@ -221,11 +226,11 @@ def main(arguments: list[str]) -> int:
         acceptance = Acceptance(benchmarks, gpu, default_options("", "").results_dir)
     except UsageError as error:
         return exit_with(error)
-    say(f"{'self-test without a GPU' if gpu is None else acceptance.gpu_name}: {benchmarks}")
+    say("self-test without a GPU" if gpu is None else f"on {acceptance.gpu_name}")
     with acceptance.stop, contextlib.suppress(StoppedError):
         acceptance.run()
     acceptance.write()
-    print(acceptance.summary())
+    print(acceptance.summary(), end="", flush=True)
     say(f"To report this: send the folder {acceptance.folder}")
     if acceptance.stop.number is not None:
         return 128 + acceptance.stop.number
