@@ -312,6 +312,11 @@ def test_pace_leaves_out_what_came_before_the_steps(tmp_path, capsys, monkeypatc
         run.report_speed(steps_per_epoch=100, evaluation_s=1.0)
         run.obey(stop=False)
     assert "1,000 examples/s, 10.00 ms a step" in capsys.readouterr().err
+    speed = json.loads((run.folder / "run.json").read_text())["speed"]
+    assert speed["examples_per_s"] == pytest.approx(1000)
+    assert speed["step_s"] == pytest.approx(0.01)
+    assert speed["epoch_s"] == pytest.approx(100 * 0.01 + 1.0)
+    assert speed["seconds_to_target"] == pytest.approx(2 * 2.0)
 
 
 def test_a_reached_target_survives_a_deadline(tmp_path, capsys):
