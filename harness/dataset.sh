@@ -749,16 +749,20 @@ dataset_verify_count() {
   [[ $2 == "$3" ]] || dataset_problem "$1" "expected $2, found $3" "run $dataset_again"
 }
 
-# dataset_verify_prepared: what prepare.py made of the set, where it has.
+# dataset_verify_prepared: what prepare.py made of the set, where it has: prepared, and prepared-2x3 or
+# the like, which is the set expanded.
 dataset_verify_prepared() {
-  local advice
-  [[ -d $DATA_DIR/prepared ]] || return 0
-  printf -v advice 'run rm -r %q: it is made again before the next training' "$DATA_DIR/prepared"
-  if [[ -f $DATA_DIR/prepared/MANIFEST.sha256 ]]; then
-    dataset_check_list prepared "$advice"
-  else
-    dataset_problem prepared/MANIFEST.sha256 "missing" "$advice"
-  fi
+  local path folder advice
+  for path in "$DATA_DIR"/prepared "$DATA_DIR"/prepared-*[0-9]; do
+    [[ -d $path ]] || continue
+    folder=${path##*/}
+    printf -v advice 'run rm -r %q: the next preparation makes it again' "$path"
+    if [[ -f $path/MANIFEST.sha256 ]]; then
+      dataset_check_list "$folder" "$advice"
+    else
+      dataset_problem "$folder/MANIFEST.sha256" "missing" "$advice"
+    fi
+  done
 }
 
 # dataset_verdict: the last line and the exit status of a verification.

@@ -55,6 +55,8 @@ class Config:
 
     num_eval_negatives: int = 999
     """Negatives drawn for each user's held-out film, once, with replacement."""
+    expansion: tuple[int, int] = (1, 1)
+    """Copies of the users and of the films in the fractal expansion of the data; 1 1: as it is."""
     top_k: tyro.conf.Suppress[int] = 10
     """A hit is the held-out film among this many best candidates; the metric's name has it too."""
 
@@ -76,6 +78,11 @@ def check_values(config: Config) -> None:
     if min(config.mlp_layers, default=0) < 1 or config.mlp_layers[0] % 2:
         layers = " ".join(map(str, config.mlp_layers))
         raise UsageError(f"mlp_layers is {layers}; give widths of 1 or more, the first one even")
+    if min(config.expansion) < 1:
+        given = " ".join(map(str, config.expansion))
+        raise UsageError(f"expansion is {given}; give two numbers of 1 or more")
+    if config.dataset == "made-up" and config.expansion != (1, 1):
+        raise UsageError("made-up data is not expanded; leave --expansion out")
     if not (config.learning_rate > 0 and config.adam_epsilon >= 0):
         raise UsageError("learning_rate must be above 0 and adam_epsilon not below; correct them")
     if not (0 <= config.adam_beta1 < 1 and 0 <= config.adam_beta2 < 1):

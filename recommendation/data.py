@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -25,13 +27,19 @@ from recommendation.config import EVALUATION_SEED, PRESETS, Config
 from recommendation.prepare import (
     ARRAYS,
     RATINGS_FILES,
+    SHARDED_ARRAYS,
+    IntArray,
     Interactions,
     is_prepared,
+    prepared_folder,
+    shard_name,
     split_interactions,
 )
 
 CHUNK = 1 << 24
 """Examples that are drawn at a time, so that temporaries stay below a gigabyte."""
+LARGEST_INT32 = 2**31 - 1
+"""Up to this many examples an epoch's order takes four bytes for each, beyond it eight."""
 
 
 def random_bits(key: int, counters: Tensor) -> Tensor:
@@ -58,6 +66,8 @@ def check_files(config: Config, options: RunOptions) -> None:
     """Raises UsageError where the data set is not there, not prepared, or cut. Reads no data."""
     data_dir = options.data_dir
     if _is_made_up(config, options):
+        if config.expansion != (1, 1):
+            raise UsageError("made-up data is not expanded; leave --expansion out")
         return
     if is_prepared(config, data_dir):
         load(config, options)  # opens each array: its header and size must be right
@@ -68,6 +78,8 @@ def check_files(config: Config, options: RunOptions) -> None:
     command = f"python -m recommendation.prepare {config.preset}"
     if config.num_eval_negatives != PRESETS[config.preset][1].num_eval_negatives:
         command += f" --num-eval-negatives {config.num_eval_negatives}"
+    if config.expansion != (1, 1):
+        command += " --expansion {} {}".format(*config.expansion)
     raise UsageError(f"{data_dir} is not prepared for this configuration; run {command}")
 
 
@@ -79,7 +91,7 @@ def sizes(config: Config, options: RunOptions) -> tuple[int, int, int]:
     if _is_made_up(config, options):
         num_positives = config.made_up_users * (config.made_up_ratings_per_user - 1)
         return config.made_up_users, config.made_up_items, num_positives
-    meta = json.loads((options.data_dir / "prepared" / "meta.json").read_text())
+    meta = json.loads((prepared_folder(config, options.data_dir) / "meta.json").read_text())
     return meta["num_users"], meta["num_items"], meta["num_train"]
 
 
@@ -98,7 +110,8 @@ def estimate_memory_bytes(
     """
     num_examples = num_positives * (1 + config.num_train_negatives)
     training_set = num_positives * (4 + 4 + 8)  # users, items, keys
-    epoch = num_examples * (4 + 4 + 4 * 8)  # items, order, the sort
+    order = 4 if num_examples <= LARGEST_INT32 else 8
+    epoch = num_examples * (4 + order + 4 * 8)  # items, order, the sort
     candidates = num_users * (1 + config.num_eval_negatives) * (4 + 1)  # items, repeats
     return 4 * 4 * num_parameters + training_set + epoch + candidates
 
@@ -110,8 +123,10 @@ def load(config: Config, options: RunOptions) -> Interactions:
     """
     if _is_made_up(config, options):
         return make_up(config)
-    folder = options.data_dir / "prepared"
+    folder = prepared_folder(config, options.data_dir)
     try:
+        if config.expansion != (1, 1):
+            return _load_expanded(config, options, folder)
         arrays = {name: numpy.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
     except (OSError, ValueError) as error:
         cause = f"{folder} is damaged ({error})"
@@ -119,6 +134,59 @@ def load(config: Config, options: RunOptions) -> Interactions:
     return Interactions(
         num_users=len(arrays["user_ids"]), num_items=len(arrays["item_ids"]), **arrays
     )
+
+
+def _load_expanded(config: Config, options: RunOptions, folder: Path) -> Interactions:
+    """Expanded data: arrays in parts, one for each row of blocks. Its users and films are numbers.
+
+    Raises OSError or ValueError where a file cannot be read or is not whole.
+    """
+    num_users, num_items, _ = sizes(config, options)
+    arrays: dict[str, Any] = {
+        name: Shards(
+            [
+                numpy.load(folder / shard_name(name, row), mmap_mode="r")
+                for row in range(config.expansion[0])
+            ]
+        )
+        for name in SHARDED_ARRAYS
+    }
+    return Interactions(
+        num_users=num_users,
+        num_items=num_items,
+        user_ids=numpy.arange(num_users),
+        item_ids=numpy.arange(num_items),
+        **arrays,
+    )
+
+
+class Shards:
+    """Arrays that follow one another, as one of which slices are taken."""
+
+    def __init__(self, parts: list[IntArray]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, rows: slice) -> IntArray:
+        """A copy of these rows, in ascending order."""
+        start, stop, step = rows.indices(len(self))
+        taken = []
+        for part in self.parts:  # start and stop are counted from the beginning of each
+            taken.append(part[start : max(stop, 0) : step])
+            start -= len(part)
+            start = start if start >= 0 else start % step
+            stop -= len(part)
+        return numpy.concatenate(taken)
+
+
+def on_device(array: IntArray | Shards, device: torch.device) -> Tensor:
+    """A copy of a column [P] int32; piece by piece, so that it never lies in memory twice."""
+    tensor = torch.empty(len(array), dtype=torch.int32, device=device)
+    for start in range(0, len(array), CHUNK):
+        tensor[start : start + CHUNK] = torch.tensor(array[start : start + CHUNK])
+    return tensor
 
 
 def _is_made_up(config: Config, options: RunOptions) -> bool:
@@ -159,7 +227,7 @@ class Epoch:
 
     train_users: Tensor  # [P] int32
     items: Tensor  # [P, 1 + K] int32: the positive, then its negatives
-    order: Tensor  # [E] int32: which example comes when
+    order: Tensor  # [E] int32 (int64 where E asks for it): which example comes when
 
     def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """Examples number start to stop of the epoch: users [B], items [B], labels [B] (0 or 1)."""
@@ -176,8 +244,8 @@ class TrainingSet:
     def __init__(self, interactions: Interactions, config: Config, device: torch.device) -> None:
         self.num_items = interactions.num_items
         self.num_negatives = config.num_train_negatives
-        self.users = torch.tensor(interactions.train_users, device=device)  # [P] int32
-        self.items = torch.tensor(interactions.train_items, device=device)  # [P] int32
+        self.users = on_device(interactions.train_users, device)  # [P] int32
+        self.items = on_device(interactions.train_items, device)  # [P] int32
         # The positives come sorted by user, then item: their keys are a table to search in.
         self._positive_keys = self.users.long() * self.num_items + self.items  # [P] int64
 
@@ -219,7 +287,8 @@ class TrainingSet:
         return self._positive_keys[places.clamp(max=len(self._positive_keys) - 1)] == keys
 
     def _shuffle(self, seed: int, epoch: int) -> Tensor:
-        """A permutation of the epoch's examples: [E] int32."""
+        """A permutation of the epoch's examples: [E] int32, or int64 where E asks for it."""
         counters = torch.arange(self.num_examples, device=self.users.device)
         keys = random_bits(derive_seed(seed, "order", epoch), counters)
-        return torch.argsort(keys, stable=True).int()
+        order = torch.argsort(keys, stable=True)
+        return order.int() if self.num_examples <= LARGEST_INT32 else order

@@ -97,6 +97,8 @@ def load_model(run: Path) -> tuple[NeuMF, Config]:
     stored = json.loads((run / "config.json").read_text())
     if stored["options"]["synthetic_data"]:
         raise UsageError(f"{run} was trained on made-up data; name another run")
+    if stored["config"].get("expansion", [1, 1]) != [1, 1]:  # its users and films are nobody's
+        raise UsageError(f"{run} was trained on expanded data; name another run")
     sizes, config = stored["derived"], stored["config"]
     model = NeuMF(
         sizes["num_users"], sizes["num_items"], config["num_factors"], config["mlp_layers"]

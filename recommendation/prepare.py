@@ -4,7 +4,8 @@
 
 Off the clock, once per data set: writes DATA_DIR/prepared/, whole or not at all. ml-20m's
 arrays take 0.7 GB. The order of the steps is v0.5's; where v0.5 left one open (ties in
-time, the order of the training set) the rule is stated here.
+time, the order of the training set) the rule is stated here. With --expansion 16 32 it writes
+DATA_DIR/prepared-16x32/, many times as large (expand.py), one row of blocks after the other.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pandas
@@ -28,6 +30,7 @@ from tqdm import tqdm
 
 from harness.errors import UsageError
 from harness.options import exit_with, parse_command_line
+from recommendation import expand
 from recommendation.config import EVALUATION_SEED, MIN_RATINGS, PRESETS, Config, check_values
 
 IntArray = NDArray[numpy.integer]
@@ -59,6 +62,8 @@ class Interactions:
 
 
 ARRAYS = ("train_users", "train_items", "test_items", "eval_negatives", "user_ids", "item_ids")
+SHARDED_ARRAYS = ARRAYS[:4]
+"""Of expanded data, whose users and films are nobody's: one file for each row of blocks."""
 
 
 def read_ratings(path: Path, dataset: str) -> tuple[IntArray, IntArray, IntArray]:
@@ -130,14 +135,19 @@ def split_interactions(
 
 
 def _draw_eval_negatives(
-    train_users: IntArray, train_items: IntArray, num_users: int, num_items: int, num_drawn: int
+    train_users: IntArray,
+    train_items: IntArray,
+    num_users: int,
+    num_items: int,
+    num_drawn: int,
+    seed: int = EVALUATION_SEED,
 ) -> IntArray:
     """For each user, items drawn with replacement from all but its training items: [U, num_drawn].
 
     One NumPy stream over the users in order, as v0.5 does; NumPy keeps this stream unchanged. The
     held-out film is in the pool, and an item may come twice: the metric sees to both.
     """
-    stream = numpy.random.RandomState(EVALUATION_SEED)
+    stream = numpy.random.RandomState(seed)
     negatives = numpy.empty((num_users, num_drawn), dtype=numpy.int32)
     starts = numpy.searchsorted(train_users, numpy.arange(num_users + 1))
     for user in tqdm(range(num_users), desc="evaluation negatives", disable=None, leave=False):
@@ -152,19 +162,27 @@ def _draw_eval_negatives(
     return negatives
 
 
-def expected_meta(config: Config) -> dict[str, int | str]:
+def prepared_folder(config: Config, data_dir: Path) -> Path:
+    """Where the arrays of this configuration lie."""
+    if config.expansion == (1, 1):
+        return data_dir / "prepared"
+    return data_dir / "prepared-{}x{}".format(*config.expansion)
+
+
+def expected_meta(config: Config) -> dict[str, int | str | list[int]]:
     """What decides the prepared arrays beside the ratings file itself."""
-    return {
+    meta: dict[str, int | str | list[int]] = {
         "format_version": FORMAT_VERSION,
         "dataset": config.dataset,
         "num_eval_negatives": config.num_eval_negatives,
     }
+    return meta if config.expansion == (1, 1) else {**meta, "expansion": list(config.expansion)}
 
 
 def is_prepared(config: Config, data_dir: Path) -> bool:
-    """Whether DATA_DIR/prepared holds the arrays of this configuration."""
+    """Whether the folder of this configuration holds its arrays."""
     try:
-        meta = json.loads((data_dir / "prepared" / "meta.json").read_text())
+        meta = json.loads((prepared_folder(config, data_dir) / "meta.json").read_text())
     except (OSError, ValueError):
         return False
     ratings = data_dir / RATINGS_FILES[config.dataset]
@@ -174,7 +192,7 @@ def is_prepared(config: Config, data_dir: Path) -> bool:
 
 
 def prepare(config: Config, data_dir: Path) -> None:
-    """Make DATA_DIR/prepared where it is missing or of another configuration.
+    """Make the folder of this configuration where it is missing or of another one.
 
     Raises UsageError where the ratings are missing or the folder cannot be written.
     """
@@ -183,14 +201,16 @@ def prepare(config: Config, data_dir: Path) -> None:
     source = data_dir / RATINGS_FILES[config.dataset]
     users, items, times = read_ratings(source, config.dataset)
     print(f"preparing {source}: {len(users):,} ratings", file=sys.stderr)
-    interactions = split_interactions(users, items, times, config.num_eval_negatives)
+    is_expanded = config.expansion != (1, 1)
+    num_eval_negatives = 0 if is_expanded else config.num_eval_negatives
+    interactions = split_interactions(users, items, times, num_eval_negatives)
     try:
         with _locked(data_dir):
             if is_prepared(config, data_dir):  # by another process, meanwhile
                 return
             _write(interactions, config, source, data_dir)
     except OSError as error:
-        cause = f"cannot write {data_dir}/prepared: {error.strerror}"
+        cause = f"cannot write {prepared_folder(config, data_dir)}: {error.strerror}"
         raise UsageError(f"{cause}; make room, or prepare where it can be written") from error
 
 
@@ -207,25 +227,72 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _write(interactions: Interactions, config: Config, source: Path, data_dir: Path) -> None:
     """Write the arrays under a temporary name; the folder gets its own when all are there."""
-    temporary = data_dir / "prepared.tmp"
+    folder = prepared_folder(config, data_dir)
+    temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a preparation that was killed
     try:
         temporary.mkdir()
-        for name in ARRAYS:
-            numpy.save(temporary / f"{name}.npy", getattr(interactions, name))
+        if config.expansion == (1, 1):
+            sizes = _save_arrays(interactions, temporary)
+        else:
+            sizes = _save_expanded(interactions, config, temporary)
         meta = {
             **expected_meta(config),
             "ratings_bytes": source.stat().st_size,
-            "num_users": interactions.num_users,
-            "num_items": interactions.num_items,
-            "num_train": len(interactions.train_users),
+            **sizes,
         }
         (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
         _write_manifest(temporary)
-        shutil.rmtree(data_dir / "prepared", ignore_errors=True)
-        temporary.rename(data_dir / "prepared")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_arrays(interactions: Interactions, folder: Path) -> dict[str, Any]:
+    """Write the arrays as they are; returns what meta.json says of them."""
+    for name in ARRAYS:
+        numpy.save(folder / f"{name}.npy", getattr(interactions, name))
+    return {
+        "num_users": interactions.num_users,
+        "num_items": interactions.num_items,
+        "num_train": len(interactions.train_users),
+    }
+
+
+def _save_expanded(interactions: Interactions, config: Config, folder: Path) -> dict[str, Any]:
+    """Expand and write the arrays, one row of blocks at a time; returns what meta.json says."""
+    rates = expand.keep_rates(interactions, config.expansion)
+    num_rows, num_columns = config.expansion
+    num_items = interactions.num_items * num_columns
+    num_users = num_train = 0
+    for row in tqdm(range(num_rows), desc="rows of blocks", disable=None):
+        users, items, test_items = expand.expand_row(interactions, rates, row)
+        negatives = _draw_eval_negatives(
+            users,
+            items,
+            len(test_items),
+            num_items,
+            config.num_eval_negatives,
+            seed=expand.negatives_seed(row),
+        )
+        users += num_users  # those of the rows before
+        arrays = (users, items, test_items, negatives)
+        for name, array in zip(SHARDED_ARRAYS, arrays, strict=True):
+            numpy.save(folder / shard_name(name, row), array)
+        num_users += len(test_items)
+        num_train += len(users)
+    return {
+        "num_users": num_users,
+        "num_items": num_items,
+        "num_train": num_train,
+        f"keep_rates_in_{expand.RATE_UNIT}ths": rates.tolist(),
+    }
+
+
+def shard_name(name: str, row: int) -> str:
+    """File of an array's part for one row of blocks."""
+    return f"{name}-{row:03d}.npy"
 
 
 def _write_manifest(folder: Path) -> None:
