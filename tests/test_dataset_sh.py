@@ -1115,10 +1115,11 @@ def test_an_empty_folder_misses_everything(benchmark: Benchmark) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_what_was_prepared_is_proven_too(unpacked: Benchmark) -> None:
-    prepared = unpacked.data / "prepared"
+@pytest.mark.parametrize("folder", ["prepared", "prepared-2x3"])
+def test_what_was_prepared_is_proven_too(unpacked: Benchmark, folder: str) -> None:
+    prepared = unpacked.data / folder
     prepared.mkdir()
-    assert findings(unpacked.run(*VERIFYING)) == ["prepared/MANIFEST.sha256: missing"]
+    assert findings(unpacked.run(*VERIFYING)) == [f"{folder}/MANIFEST.sha256: missing"]
     (prepared / "users.npy").write_bytes(b"users")
     (prepared / "MANIFEST.sha256").write_text(
         f"{hashlib.sha256(b'users').hexdigest()}  users.npy\n"
@@ -1127,6 +1128,6 @@ def test_what_was_prepared_is_proven_too(unpacked: Benchmark) -> None:
     (prepared / "users.npy").write_bytes(b"USERS")
     result = unpacked.run(*VERIFYING)
     assert findings(result) == [
-        f"prepared/users.npy: differs, expected {sha256_of('users')}, found {sha256_of('USERS')}"
+        f"{folder}/users.npy: differs, expected {sha256_of('users')}, found {sha256_of('USERS')}"
     ]
     assert "rm -r" in result.stderr and "download_dataset.sh" not in result.stderr

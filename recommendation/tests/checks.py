@@ -32,7 +32,7 @@ from torch.optim.optimizer import (
 )
 
 from harness.options import RunOptions
-from recommendation import data, evaluate, model, prepare, train
+from recommendation import data, evaluate, expand, model, prepare, train
 from recommendation.config import MINI, ML_1M, REFERENCE, TINY, Config
 from recommendation.tests.oracles import (
     FloatArray,
@@ -42,9 +42,13 @@ from recommendation.tests.oracles import (
     plain_bits,
     plain_epoch,
     plain_eval_negatives,
+    plain_expansion,
+    plain_keep_rates,
     plain_metric,
     plain_rank,
     plain_split,
+    plain_stream,
+    plain_svd,
 )
 
 CPU = torch.device("cpu")
@@ -152,6 +156,79 @@ def check_eval_negatives() -> None:
         train_items, interactions.num_items, lambda size: stream.randint(0, size, size=2000)
     )
     assert rows == plain
+
+
+# --- expansion ------------------------------------------------------------------------------------
+
+SMALL_RATES = numpy.array([[62259, 655, 20000], [655, 3000, 655]])
+"""Of two rows of three blocks: at both bounds, and a row that leaves many users without a film."""
+
+
+def check_keep_rates() -> None:
+    """The left matrix is the plain one, to a rounded part, for square, wide, flat and tall ones."""
+    for seed, expansion in enumerate([(2, 3), (4, 4), (3, 8), (5, 1), (1, 4)]):
+        interactions = split(make_ratings(seed))
+        decomposition = plain_svd(train_items_of(interactions), interactions.num_items)
+        plain = plain_keep_rates(decomposition, *expansion) * 65536
+        assert abs(expand.keep_rates(interactions, expansion) - plain).max() < 0.501, expansion
+
+
+def check_expanded_rows() -> None:
+    """Training pairs and held-out films of all rows equal the plain ones, in their order."""
+    interactions = split(make_ratings(0))
+    plain_train, plain_test = plain_expansion(
+        train_items_of(interactions), interactions.test_items.tolist(), interactions.num_items,
+        SMALL_RATES.tolist(),
+    )  # fmt: skip
+    assert interactions.num_users < len(plain_test) < 2 * interactions.num_users
+    for row in range(2):
+        users, items, test_items = expand.expand_row(interactions, SMALL_RATES, row)
+        assert {users.dtype, items.dtype, test_items.dtype} == {numpy.dtype("int32")}
+        size = len(test_items)
+        expected = [(u, i) for u, rated in enumerate(plain_train[:size]) for i in sorted(rated)]
+        assert list(zip(users.tolist(), items.tolist(), strict=True)) == expected
+        assert test_items.tolist() == plain_test[:size]
+        del plain_train[:size], plain_test[:size]
+    assert not plain_test
+
+
+def check_expanded_files() -> None:
+    """What lies on disk, read as training reads it: users of all rows in a row, and negatives."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+        lines += [f"{user}\t{item}\t1\t{time}" for user, item, time in make_ratings(1)]
+        (folder / "ml-100k.inter").write_text("\n".join(lines) + "\n")
+        config = dataclasses.replace(MINI, expansion=(2, 3), num_eval_negatives=500)
+        prepare.prepare(config, folder)
+        options = RunOptions(data_dir=folder, device="cpu")
+        expanded = data.load(config, options)
+        num_users, num_items, num_train = data.sizes(config, options)
+        original = split(make_ratings(1))
+        rates = expand.keep_rates(original, (2, 3)).tolist()
+        plain_train, plain_test = plain_expansion(
+            train_items_of(original), original.test_items.tolist(), original.num_items, rates
+        )
+        assert (expanded.num_users, expanded.num_items) == (num_users, num_items)
+        assert (num_users, num_items) == (len(plain_test), 3 * original.num_items)
+        positives = [(u, i) for u, rated in enumerate(plain_train) for i in sorted(rated)]
+        training_set = data.TrainingSet(expanded, SMALL, CPU)
+        pairs = zip(training_set.users.tolist(), training_set.items.tolist(), strict=True)
+        assert list(pairs) == positives and num_train == len(positives)
+
+        candidates = evaluate.EvaluationSet(expanded, CPU).candidates.tolist()
+        assert [row.pop() for row in candidates] == plain_test
+        size_of_row = [len(numpy.load(path)) for path in sorted(folder.glob("*/test_items-*"))]
+        first = 0
+        for row, size in enumerate(size_of_row):
+            stream = plain_stream("negatives", row)
+            mine = slice(first, first + size)
+            assert candidates[mine] == plain_eval_negatives(
+                plain_train[mine], num_items,
+                lambda pool_size: stream.randint(0, pool_size, size=500),  # noqa: B023
+            )  # fmt: skip
+            first += size
+        assert first == num_users
 
 
 # --- training examples ----------------------------------------------------------------------------

@@ -107,6 +107,76 @@ def plain_eval_negatives(
     return rows
 
 
+# --- expansion ------------------------------------------------------------------------------------
+
+
+def plain_stream(*names: str | int) -> numpy.random.RandomState:
+    """The stream of a part of the expansion: 32 bits of its name's seed."""
+    return numpy.random.RandomState(plain_seed(0, "expansion", *names) >> 31)
+
+
+Decomposition = tuple[FloatArray, FloatArray, FloatArray]  # [U, K], [K] descending, [K, I]
+
+
+def plain_svd(train_items: Sequence[set[int]], num_items: int) -> Decomposition:
+    """All singular values of the dense training matrix, by LAPACK."""
+    rows = [[float(item in items) for item in range(num_items)] for items in train_items]
+    left, values, right = numpy.linalg.svd(numpy.array(rows), full_matrices=False)
+    return left, values, right
+
+
+def plain_keep_rates(decomposition: Decomposition, num_rows: int, num_columns: int) -> FloatArray:
+    """The left matrix [R, C], before rounding."""
+    user_vectors, values, item_vectors = decomposition
+    rank = min(num_rows, num_columns)
+    factors = []
+    for vectors, size in ((user_vectors, num_rows), (item_vectors.T, num_columns)):
+        short, num_long = divmod(len(vectors), size)  # the first groups have one more
+        means, start = numpy.zeros((size, rank)), 0
+        for group in range(size):
+            stop = start + short + (group < num_long)
+            means[group] = sum(vectors[start:stop, :rank]) / (stop - start)
+            start = stop
+        # X (X'X)^(-1/2): the orthonormal columns that are nearest to X.
+        squares, axes = numpy.linalg.eigh(means.T @ means)
+        factors.append(means @ axes @ numpy.diag(squares**-0.5) @ axes.T)
+    reduced = sum(values[k] * numpy.outer(factors[0][:, k], factors[1][:, k]) for k in range(rank))
+    return numpy.clip(reduced / abs(reduced).max(), 0.01, 0.95)
+
+
+def plain_expansion(
+    train_items: Sequence[set[int]],
+    test_items: Sequence[int],
+    num_items: int,
+    rates: Sequence[Sequence[int]],
+) -> tuple[list[set[int]], list[int]]:
+    """Training items and test item of every user of the expansion, interaction by interaction."""
+    pairs = [(user, item) for user, items in enumerate(train_items) for item in sorted(items)]
+    num_users = len(train_items)
+    expanded_train, expanded_test = [], []
+    for row, row_rates in enumerate(rates):
+        rated: list[set[int]] = [set() for _ in range(num_users)]
+        copied: list[dict[int, int]] = []  # of each block: new user to copy of the test item
+        for column, rate in enumerate(row_rates):
+            stream = plain_stream("block", row, column)
+            new_user = stream.permutation(num_users).tolist()
+            new_item = [column * num_items + i for i in stream.permutation(num_items).tolist()]
+            bits = stream.randint(0, 65536, size=len(pairs), dtype=numpy.uint16).tolist()
+            for (user, item), number in zip(pairs, bits, strict=True):
+                if number < rate:
+                    rated[new_user[user]].add(new_item[item])
+            copied.append({new_user[u]: new_item[i] for u, i in enumerate(test_items)})
+        drawn = plain_stream("held-out", row).randint(0, sum(row_rates), size=num_users).tolist()
+        for user in range(num_users):
+            column = 0
+            while drawn[user] >= sum(row_rates[: column + 1]):
+                column += 1
+            if rated[user]:
+                expanded_train.append(rated[user])
+                expanded_test.append(copied[column][user])
+    return expanded_train, expanded_test
+
+
 # --- metric ---------------------------------------------------------------------------------------
 
 

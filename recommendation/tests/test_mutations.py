@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from recommendation import data, evaluate, model, prepare, train
+from recommendation import data, evaluate, expand, model, prepare, train
 from recommendation.tests import checks
 
 pytestmark = pytest.mark.usefixtures("torch_state")
 
-MODULES = (data, evaluate, model, prepare, train)
+MODULES = (data, evaluate, expand, model, prepare, train)
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,61 @@ MUTATIONS = {
         "stream.randint(0, pool_size, size=num_drawn)",
         "stream.permutation(numpy.arange(num_drawn) % pool_size)",
         checks.check_eval_negatives,
+    ),
+    # --- expansion ---
+    "singular values left out": Mutation(
+        expand, "(user_vectors * values)", "user_vectors", checks.check_keep_rates
+    ),
+    "reduced vectors not orthonormal": Mutation(
+        expand, "return left @ right", "return means", checks.check_keep_rates
+    ),
+    "keep rates without bounds": Mutation(
+        expand, ".clip(MIN_KEEP_RATE, MAX_KEEP_RATE)", ".clip(0, 1)", checks.check_keep_rates
+    ),
+    "dropped what is to be kept": Mutation(
+        expand, "bits < rate", "bits >= rate", checks.check_expanded_rows
+    ),
+    "films of a block not shuffled": Mutation(
+        expand,
+        "stream.permutation(num_items)",
+        "numpy.arange(num_items)",
+        checks.check_expanded_rows,
+    ),
+    "one shuffle for all blocks of a row": Mutation(
+        expand, '"block", row, column', '"block", row', checks.check_expanded_rows
+    ),
+    "every block's films the same": Mutation(
+        expand, " + column * num_items", "", checks.check_expanded_rows
+    ),
+    "held-out film of any block alike": Mutation(
+        expand,
+        "rates[row].cumsum()",
+        "numpy.full(len(rates[row]), rates[row].mean()).cumsum()",
+        checks.check_expanded_rows,
+    ),
+    "held-out film of another user": Mutation(
+        expand,
+        "interactions.test_items[mine]",
+        "interactions.test_items[::-1][mine]",
+        checks.check_expanded_rows,
+    ),
+    "users without a training film kept": Mutation(
+        expand, "minlength=num_users) > 0", "minlength=num_users) >= 0", checks.check_expanded_rows
+    ),
+    "each row's users numbered from 0": Mutation(
+        prepare, "users += num_users", "users += 0", checks.check_expanded_files
+    ),
+    "the same negatives' stream for every row": Mutation(
+        prepare,
+        "expand.negatives_seed(row)",
+        "expand.negatives_seed(0)",
+        checks.check_expanded_files,
+    ),
+    "as many copies of films as of users": Mutation(
+        prepare,
+        "num_items = interactions.num_items * num_columns",
+        "num_items = interactions.num_items * num_rows",
+        checks.check_expanded_files,
     ),
     # --- training examples ---
     "rated items not rejected": Mutation(

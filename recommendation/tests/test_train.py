@@ -277,6 +277,18 @@ def test_predict_names_ten_films_that_were_not_rated(tmp_path, small_mini):
     assert_usage_error(wrong, "no user 61")
 
 
+def test_predict_refuses_an_expanded_run(tmp_path, small_mini):
+    """Its users and films are nobody's."""
+    options = ("--expansion", "2", "2", "--data-dir", small_mini)
+    done = run(sys.executable, "-m", "recommendation.prepare", "mini", *options)
+    assert done.returncode == 0, done.stderr
+    done = train(tmp_path, *options, "--max-epochs", "1", "--target", "0", preset="mini")
+    assert done.returncode == 0, done.stderr
+    command = (sys.executable, "-m", "recommendation.predict", "mini")
+    done = run(*command, DATA_DIR=small_mini, RESULTS_DIR=tmp_path)
+    assert_usage_error(done, "was trained on expanded data", "name another run")
+
+
 # --- reproducibility ----------------------------------------------------------------------------
 
 
