@@ -169,14 +169,13 @@ def prepared_folder(config: Config, data_dir: Path) -> Path:
     return data_dir / "prepared-{}x{}".format(*config.expansion)
 
 
-def expected_meta(config: Config) -> dict[str, int | str | list[int]]:
-    """What decides the prepared arrays beside the ratings file itself."""
-    meta: dict[str, int | str | list[int]] = {
+def expected_meta(config: Config) -> dict[str, int | str]:
+    """What decides the prepared arrays beside the ratings file and the folder's name."""
+    return {
         "format_version": FORMAT_VERSION,
         "dataset": config.dataset,
         "num_eval_negatives": config.num_eval_negatives,
     }
-    return meta if config.expansion == (1, 1) else {**meta, "expansion": list(config.expansion)}
 
 
 def is_prepared(config: Config, data_dir: Path) -> bool:
