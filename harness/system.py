@@ -15,7 +15,7 @@ from typing import Any
 from harness.errors import UsageError
 from harness.options import REPOSITORY
 
-ENVIRONMENT = ("OMP_", "GOMP_", "MKL_", "CUDA_", "CUBLAS_", "NCCL_", "TF_", "XLA_")
+ENVIRONMENT = tuple("OMP_ GOMP_ MKL_ CUDA_ CUBLAS_ NCCL_ NVIDIA_TF32 TF_ XLA_".split())
 """Beginnings of the environment variables that change how fast or how exactly a run computes."""
 
 

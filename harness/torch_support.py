@@ -49,7 +49,7 @@ def choose_device(options: RunOptions) -> torch.device:
 
 
 def set_up(device: torch.device, seed: int, num_workers: int = 0) -> None:
-    """Fix threads, seed every generator, ask for deterministic kernels, join the process group.
+    """Fix threads, seed all generators, ask for deterministic and true float32 kernels, join the job.
 
     Threads and loader workers of all processes on this machine together use each core once.
     """
@@ -57,6 +57,7 @@ def set_up(device: torch.device, seed: int, num_workers: int = 0) -> None:
     torch.set_num_threads(max(1, num_cores() // num_local - num_workers))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     random.seed(derive_seed(seed, "python"))
     torch.manual_seed(derive_seed(seed, "torch"))
     numpy.random.seed(derive_seed(seed, "numpy", bits=32))  # noqa: NPY002  libraries draw there
@@ -83,10 +84,9 @@ def share(start: int, size: int) -> tuple[int, int]:
 
 def from_first_process(value: Shared) -> Shared:
     """The first process's `value`, in every process."""
-    if num_processes() == 1:
-        return value
     box = [value]
-    distributed.broadcast_object_list(box)
+    if num_processes() > 1:
+        distributed.broadcast_object_list(box)
     return box[0]
 
 

@@ -24,6 +24,15 @@ def gpu(monkeypatch):
     return of
 
 
+def test_float32_is_float32(monkeypatch):
+    """PyTorch lets cuDNN round the inputs of float32 convolutions to ten bits by itself."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    torch_support.set_up(torch.device("cpu"), 1)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_a_p100_refuses_compile_and_bf16(gpu):
     gpu(6, 0)
     assert torch_support.choose_device(RunOptions()).type == "cuda"
