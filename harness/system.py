@@ -15,7 +15,8 @@ from typing import Any
 from harness.errors import UsageError
 from harness.options import REPOSITORY
 
-ENVIRONMENT = tuple("OMP_ GOMP_ MKL_ CUDA_ CUBLAS_ NCCL_ NVIDIA_TF32 TF_ XLA_".split())
+CUDA_LIBRARIES = ("CUDA_", "CUBLAS_", "NCCL_", "NVIDIA_TF32")
+ENVIRONMENT = ("OMP_", "GOMP_", "MKL_", "TF_", "XLA_", *CUDA_LIBRARIES)
 """Beginnings of the environment variables that change how fast or how exactly a run computes."""
 
 

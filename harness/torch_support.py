@@ -49,7 +49,7 @@ def choose_device(options: RunOptions) -> torch.device:
 
 
 def set_up(device: torch.device, seed: int, num_workers: int = 0) -> None:
-    """Fix threads, seed all generators, ask for deterministic and true float32 kernels, join the job.
+    """Fix threads, seed all generators, ask for deterministic kernels in float32, join the job.
 
     Threads and loader workers of all processes on this machine together use each core once.
     """

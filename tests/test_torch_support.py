@@ -24,15 +24,6 @@ def gpu(monkeypatch):
     return of
 
 
-def test_float32_is_float32(monkeypatch):
-    """PyTorch lets cuDNN round the inputs of float32 convolutions to ten bits by itself."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    torch_support.set_up(torch.device("cpu"), 1)
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32
-
-
 def test_a_p100_refuses_compile_and_bf16(gpu):
     gpu(6, 0)
     assert torch_support.choose_device(RunOptions()).type == "cuda"
@@ -144,3 +135,11 @@ def test_losses_come_back_as_they_are():
     assert values[1] != values[1]
     assert values[2] == losses[2].item()
     assert torch_support.mean_losses(losses, stop=True)[1]
+
+
+def test_float32_is_float32():
+    """PyTorch lets cuDNN round the inputs of float32 convolutions to ten bits by itself."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    torch_support.set_up(torch.device("cpu"), 1)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
