@@ -73,3 +73,13 @@ for folder in */; do
   lock_within "$newest" "$folder/requirements-newest.txt" \
     "$folder/requirements.in" harness/requirements-torch-newest.in
 done
+
+# The peers of comparisons/ agree with nobody, but for what their .in files take from harness/.
+for input in comparisons/*.in; do
+  name=${input%.in}
+  excludes=()
+  if [[ -e $name.excludes ]]; then
+    excludes=(--excludes "$name.excludes")
+  fi
+  lock "$name.txt" "$input" "${excludes[@]}"
+done
