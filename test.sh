@@ -43,7 +43,8 @@ get_mini_data() {
 }
 
 check_shell_scripts() {
-  find . \( -path ./.venv -o -path ./data -o -path ./results \) -prune -o -name '*.sh' -print0 \
+  find . \( -path ./.venv -o -path ./.environments -o -path ./data -o -path ./results \) -prune \
+    -o -name '*.sh' -print0 \
     | xargs -0 "$(dirname "$PYTHON")/shellcheck" --external-sources .ci/run
 }
 

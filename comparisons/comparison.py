@@ -10,6 +10,7 @@ single value goes to RESULTS_DIR/comparisons/<benchmark>/<UTC start>.json, and t
 from __future__ import annotations
 
 import dataclasses
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,15 @@ from typing import Any
 import tyro
 
 from comparisons import environments, report
-from comparisons.pairs import OURS, PEER, Measure, PairOptions, Program, run_pairs
+from comparisons.pairs import (
+    OURS,
+    PEER,
+    Measure,
+    PairOptions,
+    Program,
+    choose_cores,
+    run_pairs,
+)
 from harness import system
 from harness.errors import UsageError
 from harness.options import REPOSITORY, default_options, exit_with, one_line_errors
@@ -65,10 +74,14 @@ def main(comparison: Comparison, arguments: Sequence[str] | None = None) -> int:
         program = f"python -m comparisons.{comparison.benchmark}"
         with one_line_errors():
             options = tyro.cli(PairOptions, prog=program, args=arguments)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         record = measure(comparison, options)
         print(report.table(record))
     except UsageError as error:
         return exit_with(error)
+    except KeyboardInterrupt:
+        print("interrupted; the record has the runs that had ended", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -76,6 +89,7 @@ def measure(comparison: Comparison, options: PairOptions) -> dict[str, Any]:
     """Make what both need, run all pairs and return the record, which is also written."""
     if options.num_pairs < 1:
         raise UsageError(f"--num-pairs is {options.num_pairs}; give 1 or more")
+    cores = choose_cores(options.num_threads)
     peer_python = environments.make(comparison.peer_environment, comparison.newest_python)
     description = system.describe()
     peer_packages = environments.packages(peer_python)
@@ -106,8 +120,9 @@ def measure(comparison: Comparison, options: PairOptions) -> dict[str, Any]:
         ),
     }
     path = folder / f"{time.strftime('%Y%m%dT%H%M%SZ', start)}.json"
-    run_pairs(_programs(comparison, peer_python), comparison.measures, options, record, path)
     print(f"record: {path}", file=sys.stderr)
+    programs = _programs(comparison, peer_python)
+    run_pairs(programs, comparison.measures, options, cores, record, path)
     return record
 
 

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -93,20 +94,20 @@ def run_pairs(
     programs: Mapping[str, Program],
     measures: Sequence[Measure],
     options: PairOptions,
+    cores: Sequence[int],
     record: dict[str, Any],
     path: Path,
 ) -> None:
-    """Run all pairs; `record` gets everything there is to know and is written to `path`.
+    """Run all pairs on these cores; `record` gets what they said and is written to `path`.
 
     It is written after each run, so that a run that fails costs no earlier one. What the programs
     say on stderr goes to the folder named like `path`. Raises UsageError, in one line, where a
     program fails, does not print what it should, or did other work than the other one.
     """
-    cores = _choose_cores(options.num_threads)
     record["threads"] = {name: str(len(cores)) for name in THREAD_VARIABLES}
     # The harness sets this for ours (its __init__ says why); the peer must not be without it.
     record["threads"]["GOMP_SPINCOUNT"] = "1000"
-    record["cores"] = cores
+    record["cores"] = list(cores)
     record["num_pairs"] = options.num_pairs
     record["runs"] = []
     with _on_cores(cores):
@@ -138,28 +139,46 @@ def run_once(
     if program.python_path:
         environment["PYTHONPATH"] = str(program.python_path)
     start_s, start_cpu_s, start_busy_s = time.monotonic(), _children_cpu_s(), _busy_cpu_s()
-    with tempfile.TemporaryDirectory() as folder, log.open("w") as stderr:
-        done = subprocess.run(
-            [*program.command, "--seed", str(seed)],
+    with tempfile.TemporaryDirectory() as folder:
+        environment["TMPDIR"] = folder
+        status, stdout = _run([*program.command, "--seed", str(seed)], folder, environment, log)
+    elapsed_s = time.monotonic() - start_s
+    others_s = _busy_cpu_s() - start_busy_s - (_children_cpu_s() - start_cpu_s)
+    if status:
+        last_line = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
+        cause = f"{program.name} failed with status {status}: {last_line}"
+        raise UsageError(f"{cause}; see {log}")
+    return {
+        **read_result(stdout, program, measures),
+        "elapsed_s": elapsed_s,
+        "load_average_before": load_average,
+        "busy_cores_of_others": max(0.0, others_s / elapsed_s),
+    }
+
+
+def _run(
+    command: Sequence[str], folder: str, environment: Mapping[str, str], log: Path
+) -> tuple[int, str]:
+    """Exit status and stdout of a command, stderr in `log`; an interruption ends all it started."""
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            command,
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-        )
-    elapsed_s = time.monotonic() - start_s
-    others_s = _busy_cpu_s() - start_busy_s - (_children_cpu_s() - start_cpu_s)
-    if done.returncode:
-        last_line = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
-        cause = f"{program.name} failed with status {done.returncode}: {last_line}"
-        raise UsageError(f"{cause}; see {log}")
-    return {
-        **read_result(done.stdout, program, measures),
-        "elapsed_s": elapsed_s,
-        "load_average_before": load_average,
-        "busy_cores_of_others": max(0.0, others_s / elapsed_s),
-    }
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            stdout, _ = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, stdout
 
 
 def read_result(stdout: str, program: Program, measures: Sequence[Measure]) -> dict[str, Any]:
@@ -233,8 +252,11 @@ def summarise(runs: Sequence[Mapping[str, Any]], measure: Measure) -> Summary:
 # --- cores and noise ------------------------------------------------------------------------------
 
 
-def _choose_cores(num_threads: int) -> list[int]:
-    """The cores that every run is held to: the first of those that this process may use."""
+def choose_cores(num_threads: int) -> list[int]:
+    """The cores that every run is held to: the first of those that this process may use.
+
+    Raises UsageError where there are fewer than `num_threads`; 0 takes all.
+    """
     num_cores = system.num_cores()
     if not 0 <= num_threads <= num_cores:
         raise UsageError(f"--num-threads {num_threads}: there are {num_cores} cores; give 1 to it")

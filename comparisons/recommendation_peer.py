@@ -72,6 +72,7 @@ def main() -> None:
 
 def run(seed: int) -> dict[str, Any]:
     """One run in the current folder, whose data/ holds the ratings."""
+    import torch
     from recbole.config import Config  # type: ignore[import-not-found]
     from recbole.data import create_dataset, data_preparation  # type: ignore[import-not-found]
     from recbole.model.general_recommender import NeuMF  # type: ignore[import-not-found]
@@ -123,6 +124,7 @@ def run(seed: int) -> dict[str, Any]:
         reached = True
 
     facts = facts_of(network, train_data, test_data, config)
+    facts["num_threads"] = torch.get_num_threads()
     trained = epochs_s[1:]  # the first one warms up
     num_examples = facts["train_samples"] * len(trained)
     return {
@@ -148,6 +150,7 @@ def facts_of(network: Any, train_data: Any, test_data: Any, config: Any) -> dict
     optimized = sum(weights.numel() for weights in network.parameters())
     padding = sum(embedding.embedding_dim for embedding in embeddings)  # a row 0 in each
     return {
+        "device": str(config["device"]),
         "num_users": train_data.dataset.user_num - 1,
         "num_items": train_data.dataset.item_num - 1,
         "num_parameters": optimized - padding,

@@ -88,15 +88,15 @@ def _how(record: Record, num_pairs: int) -> list[str]:
     """Sentences under the table: pairs, threads, noise, machine, versions, commit, day."""
     runs, machine = record["runs"], record["system"]
     seeds = sorted({run["seed"] for run in runs})
-    gpus = ", ".join(gpu["name"] for gpu in machine["gpus"]) or "no GPU"
+    gpus = ", ".join(f"{gpu['name']} (not used)" for gpu in machine["gpus"]) or "no GPU"
     return [
-        f"{num_pairs} pairs of runs in alternating order, seeds {seeds[0]} to {seeds[-1]}, each on "
-        f"{len(record['cores'])} cores with as many threads; the values are medians.",
+        f"Pairs of runs: {num_pairs}, in alternating order, seeds {seeds[0]} to {seeds[-1]}; each "
+        f"run on {len(record['cores'])} cores with as many threads; the values are medians.",
         f"Other work took at most {max(run['busy_cores_of_others'] for run in runs):.2f} cores "
         f"during a run (load average before a run: at most "
         f"{max(run['load_average_before'] for run in runs):.1f}).",
         f"Machine: {machine['cpu']}, {machine['num_cores']} cores, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB, {gpus} (not used); python {machine['python']}, "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB, {gpus}; python {machine['python']}, "
         f"{_versions(machine['packages'], record['peer_packages'])}; commit "
         f"{machine['git_commit']}; {record['start_utc'][:10]}.",
     ]
