@@ -149,7 +149,7 @@ def run_once(
         cause = f"{program.name} failed with status {status}: {last_line}"
         raise UsageError(f"{cause}; see {log}")
     return {
-        **read_result(stdout, program, measures),
+        **read_result(stdout, program, measures, log),
         "elapsed_s": elapsed_s,
         "load_average_before": load_average,
         "busy_cores_of_others": max(0.0, others_s / elapsed_s),
@@ -181,7 +181,9 @@ def _run(
     return process.returncode, stdout
 
 
-def read_result(stdout: str, program: Program, measures: Sequence[Measure]) -> dict[str, Any]:
+def read_result(
+    stdout: str, program: Program, measures: Sequence[Measure], log: Path
+) -> dict[str, Any]:
     """The JSON object on the last line of `stdout`. Raises UsageError where it is not there."""
     try:
         result = json.loads(stdout.strip().rpartition("\n")[2])
@@ -196,7 +198,8 @@ def read_result(stdout: str, program: Program, measures: Sequence[Measure]) -> d
         return {"measures": values, "facts": facts, "details": result["details"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         cause = f"{program.name} printed no result that can be read ({error})"
-        raise UsageError(f"{cause}; its last line on stdout must be the JSON object") from error
+        needed = "its last line on stdout must be the JSON object"
+        raise UsageError(f"{cause}; {needed}; see {log}") from error
 
 
 def check_same_work(runs: Sequence[Mapping[str, Any]], programs: Mapping[str, Program]) -> None:

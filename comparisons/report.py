@@ -111,7 +111,7 @@ def _versions(ours: Mapping[str, str], peers: Mapping[str, str]) -> str:
     return f"{sides[0]} on both sides" if sides[0] == sides[1] else f"{sides[0]} beside {sides[1]}"
 
 
-def write_readme(record: Record, readme: Path = README) -> None:
+def write_readme(record: Record, readme: Path) -> None:
     """Put a record's table between its two comments. UsageError where it supports no claim."""
     benchmark, num_pairs = record["benchmark"], num_whole_pairs(record)
     if num_pairs < MIN_PAIRS:
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except (OSError, ValueError) as error:
                 raise UsageError(f"{path} cannot be read: {error}; name a record") from error
             if options.write_readme:
-                write_readme(record)
+                write_readme(record, README)
             else:
                 print(f"# {record['benchmark']}\n\n{table(record)}\n")
     except UsageError as error:

@@ -7,6 +7,7 @@ empty package.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import zipfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,12 +30,15 @@ from harness.errors import UsageError
 from harness.options import REPOSITORY, parse_command_line
 from recommendation.config import PRESETS
 from recommendation.model import NeuMF
+from recommendation.prepare import RATINGS_FILES
 from recommendation.tests.conftest import recbole_wheel  # noqa: F401  a fixture
 from recommendation.tests.test_model import Counts, recbole_neumf  # noqa: F401
+from tests.test_layout import ALL_BENCHMARKS, direct_needs
 
 SPEED = Measure("speed", "speed, examples/s", True, 1.5)
 SECONDS = Measure("seconds", "time, s", False, 3)
 MEASURES = (SPEED, SECONDS)
+VARIABLES = (*pairs.THREAD_VARIABLES, "GOMP_SPINCOUNT", "CUDA_VISIBLE_DEVICES", "PYTHONPATH")
 Pair = tuple[float | None, float | None]
 
 PROGRAM = """
@@ -44,7 +49,7 @@ with open({journal!r}, "a") as journal:
 print("something else before it")
 facts = {facts!r}
 facts["cores"] = sorted(os.sched_getaffinity(0))
-facts |= {{name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT")}}
+facts |= {{name: value for name, value in os.environ.items() if name in {variables!r}}}
 result = {{"measures": {measures!r}, "facts": facts, "details": {{"folder": os.getcwd()}}}}
 print(json.dumps(result), flush=True)
 {extra}
@@ -77,6 +82,7 @@ class Bench:
                 name=side,
                 facts={"batch_size": batch_size},
                 measures={"speed": speed, "seconds": seconds},
+                variables=VARIABLES,
                 extra=extra,
             )
         )
@@ -110,14 +116,22 @@ def test_ours_and_the_peer_alternate_with_a_seed_for_each_pair(bench: Bench) -> 
 
 
 def test_both_get_the_same_cores_and_threads(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "7")
     before = os.sched_getaffinity(0)
     record = bench.run(1)
     (ours, peer) = (run["facts"] for run in record["runs"])
     assert ours == peer
     assert ours["cores"] == record["cores"] == [min(before)]
-    assert ours["OMP_NUM_THREADS"] == record["threads"]["OMP_NUM_THREADS"] == "1"
-    assert ours["GOMP_SPINCOUNT"] == record["threads"]["GOMP_SPINCOUNT"] == "1000"
+    assert record["threads"] == {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "GOMP_SPINCOUNT": "1000",
+    }
+    given = {name: value for name, value in ours.items() if name in VARIABLES}
+    assert given == {**record["threads"], "CUDA_VISIBLE_DEVICES": ""}
     assert os.sched_getaffinity(0) == before
 
 
@@ -148,26 +162,69 @@ def test_own_work_is_not_the_work_of_others(bench: Bench, monkeypatch: pytest.Mo
     assert run["busy_cores_of_others"] == pytest.approx(0.5 / run["elapsed_s"])
 
 
-def test_a_noisy_run_is_warned_of(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+class FakeStat:
+    """Stands for Path: what the kernel says of all cores, further on at each reading."""
+
+    def __init__(self, *cells: str) -> None:
+        self.lines = iter(f"cpu  {line}\ncpu0 1 1 1 1 1 1 1 1 0 0\n" for line in cells)
+
+    def __call__(self, path: str) -> FakeStat:
+        assert path == "/proc/stat"
+        return self
+
+    def read_text(self) -> str:
+        return next(self.lines)
+
+
+def test_idle_and_waiting_cores_are_not_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ticks of user, nice, system, idle, iowait, irq, softirq, steal; guest is within user."""
+    monkeypatch.setattr(pairs, "Path", FakeStat("1 2 4 1000 2000 8 16 32 5000 6000"))
+    assert pairs._busy_cpu_s() == 63 / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize(("busy_s", "warned"), [(2, True), (0.2, False)])
+def test_other_work_on_the_cores_is_warned_of(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    busy_s: float,
+    warned: bool,
 ) -> None:
-    monkeypatch.setattr(pairs, "BUSY_CORES", -1)
-    bench.run(1)
-    assert capsys.readouterr().err.count("warning: other work took ") == 2
-    monkeypatch.setattr(pairs, "BUSY_CORES", 1e9)
-    bench.run(1)
-    assert "warning" not in capsys.readouterr().err
+    """Beside each run of 1 s other work takes so many CPU seconds."""
+    ticks = [round(n * busy_s * os.sysconf("SC_CLK_TCK")) for n in (0, 1, 1, 2)]
+    readings = FakeStat(*(f"{busy} 0 0 0 0 0 0 0 0 0" for busy in ticks))
+    # Path stands where files are made too, so only the reading of /proc/stat is replaced.
+    real_path = Path
+    monkeypatch.setattr(
+        pairs, "Path", lambda path: readings if path == "/proc/stat" else real_path(path)
+    )
+    clock = iter([0.0, 1.0, 1.0, 2.0])
+    monkeypatch.setattr(pairs, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(pairs, "_children_cpu_s", lambda: 0.0)
+    record = bench.run(1)
+    assert [run["busy_cores_of_others"] for run in record["runs"]] == pytest.approx([busy_s] * 2)
+    error = capsys.readouterr().err
+    assert error.count(f"warning: other work took {busy_s:.1f} cores meanwhile") == 2 * warned
+    assert error.count("warning") == 2 * warned
 
 
 def test_a_run_that_fails_is_named_in_one_line_and_costs_no_earlier_one(bench: Bench) -> None:
-    bench.set(PEER, extra="sys.exit('no such file') if seed == 6 else None")
+    bench.set(PEER, extra="sys.exit('no such file') if seed == 7 else None")
     with pytest.raises(UsageError) as caught:
-        bench.run(3)
+        bench.run(4)
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("Other 1.0 failed with status 1: no such file; see ")
     assert Path(message.rpartition("see ")[2]).read_text() == "no such file\n"
-    assert len(json.loads(bench.path.read_text())["runs"]) == 2
+    kept = json.loads(bench.path.read_text())
+    assert [(run["pair"], run["side"]) for run in kept["runs"]] == [
+        (1, OURS),
+        (1, PEER),
+        (2, PEER),
+        (2, OURS),
+        (3, OURS),
+    ]
+    assert report.num_whole_pairs(kept) == 2
 
 
 @pytest.mark.parametrize(
@@ -177,7 +234,15 @@ def test_a_run_that_fails_is_named_in_one_line_and_costs_no_earlier_one(bench: B
         ({"extra": "print('[1, 2]')"}, "list indices"),
         ({"extra": "print(json.dumps({'measures': {}, 'facts': {}}))"}, "its measures are none"),
         ({"extra": "result['facts'] = {}\nprint(json.dumps(result))"}, "it states no facts"),
+        ({"extra": "print(json.dumps({**result, 'measures': {'speed': 1}}))"}, "are speed"),
+        (
+            {"extra": "print(json.dumps(result | {'measures': {'speed': 'x', 'seconds': 1}}))"},
+            "real",
+        ),
+        ({"extra": "del result['details']\nprint(json.dumps(result))"}, "'details'"),
         ({"speed": 0.0}, "speed is 0.0"),
+        ({"speed": -1.0}, "speed is -1.0"),
+        ({"extra": "print(json.dumps(result).replace('100.0', 'NaN'))"}, "speed is nan"),
         ({"extra": "print(json.dumps(result).replace('100.0', 'Infinity'))"}, "speed is inf"),
     ],
 )
@@ -185,15 +250,21 @@ def test_a_result_that_cannot_be_read_is_refused(
     bench: Bench, change: dict[str, Any], cause: str
 ) -> None:
     bench.set(PEER, **change)
-    with pytest.raises(UsageError, match=re.escape(f"can be read ({cause}")) as caught:
+    with pytest.raises(UsageError, match=re.escape(cause)) as caught:
         bench.run(1)
-    assert str(caught.value).startswith("Other 1.0 printed no result")
+    message = str(caught.value)
+    assert message.startswith("Other 1.0 printed no result that can be read (")
+    assert "\n" not in message
+    assert Path(message.rpartition("; see ")[2]) == bench.path.with_suffix("") / "01-peer.txt"
+    assert [run["side"] for run in json.loads(bench.path.read_text())["runs"]] == [OURS]
 
 
 def test_unlike_work_is_refused(bench: Bench) -> None:
     bench.set(PEER, batch_size=9)
-    with pytest.raises(UsageError, match=r"batch_size is 8 in ours and 9 in Other 1\.0"):
-        bench.run(1)
+    with pytest.raises(UsageError, match=r"batch_size is 8 in ours and 9 in Other 1\.0") as caught:
+        bench.run(2)
+    assert "\n" not in str(caught.value)
+    assert len(bench.journal.read_text().splitlines()) == 2  # the second pair is not begun
 
 
 def test_a_fact_that_ours_does_not_state_is_refused(bench: Bench) -> None:
@@ -367,6 +438,28 @@ def test_the_readme_gets_its_own_table_only(tmp_path: Path) -> None:
         report.write_readme(record, readme)
 
 
+def test_the_command_writes_the_readme_of_enough_pairs_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme, path = tmp_path / "README.md", tmp_path / "record.json"
+    begin, end = report.BEGIN.format("sums"), report.END.format("sums")
+    empty = f"before\n{begin}\nNot measured yet.\n{end}\nafter\n"
+    readme.write_text(empty)
+    monkeypatch.setattr(report, "README", readme)
+    path.write_text(json.dumps(record_of(SEVEN[:6])))
+    assert report.main([str(path), "--write-readme"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the record of sums has 6 whole pairs, too few for a claim")
+    assert error.count("\n") == 1
+    assert readme.read_text() == empty
+    path.write_text(json.dumps(record_of(SEVEN)))
+    assert report.main([str(path), "--write-readme"]) == 0
+    table = report.table(record_of(SEVEN))
+    assert readme.read_text() == f"before\n{begin}\n{table}\n{end}\nafter\n"
+    assert report.main([str(tmp_path / "none.json")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
 def test_the_report_takes_the_newest_record_of_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -384,8 +477,7 @@ def test_the_report_takes_the_newest_record_of_each(
 
 def test_the_readme_has_the_place_of_every_comparison() -> None:
     text = report.README.read_text()
-    for path in (REPOSITORY / "comparisons").glob("*-peer.in"):
-        benchmark = path.name.removesuffix("-peer.in")
+    for benchmark in COMPARED:
         assert text.count(report.BEGIN.format(benchmark)) == 1
         assert text.count(report.END.format(benchmark)) == 1
 
@@ -451,6 +543,27 @@ def test_an_environment_is_made_once_and_anew_when_its_lock_changes(locks: Locks
     assert not mark.exists()
 
 
+def test_an_environment_is_made_anew_for_another_python(
+    locks: Locks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock without packages, and no venv or pip: only what is asked of them counts."""
+    made: list[str] = []
+
+    def note(_command: list[str], folder: Path, program: str, **_variables: str) -> None:
+        made.append(program)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(environments, "_run", note)
+    locks.path.write_text("")
+    environments.make("name")
+    environments.make("name")
+    assert made == ["venv", "pip"]
+    monkeypatch.setattr(environments.platform, "python_version", lambda: "3.11.99")
+    environments.make("name")
+    environments.make("name")
+    assert made == ["venv", "pip"] * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lock", ["another digest", "none"])
 def test_a_package_without_its_digest_is_refused_in_one_line(locks: Locks, lock: str) -> None:
@@ -474,7 +587,9 @@ def test_a_missing_lock_and_a_python_that_is_too_new_are_named(locks: Locks) -> 
     assert not locks.environment.exists()
 
 
-LOCKS = sorted((REPOSITORY / "comparisons").glob("*-peer.txt"))
+FOLDER = REPOSITORY / "comparisons"
+LOCKS = sorted(FOLDER.glob("*.txt"))
+COMPARED = sorted(name for name in ALL_BENCHMARKS if (FOLDER / f"{name}.py").exists())
 PIN = re.compile(r"([a-z0-9][a-z0-9.-]*)==[^ ]+(?: ; [^\\]*)? \\")
 DIGEST = re.compile(r"    --hash=sha256:[0-9a-f]{64}(?: \\)?")
 
@@ -492,6 +607,39 @@ def test_a_peers_lock_has_digests_and_names_no_address(lock: Path) -> None:
     excludes = lock.with_suffix(".excludes")
     excluded = set(excludes.read_text().split("\n")) if excludes.exists() else set()
     assert not excluded & {match[1] for line in lines if (match := PIN.fullmatch(line))}
+
+
+def test_every_request_has_its_lock_and_holds_what_is_asked_for() -> None:
+    assert LOCKS
+    assert [path.with_suffix(".txt") for path in sorted(FOLDER.glob("*.in"))] == LOCKS
+    for lock in LOCKS:
+        pinned = set(re.findall(r"^([a-z0-9][a-z0-9.-]*)==", lock.read_text(), re.MULTILINE))
+        assert direct_needs(lock.with_suffix(".in")) <= pinned, lock.name
+
+
+def test_every_lock_and_peer_script_belongs_to_a_comparison() -> None:
+    assert COMPARED
+    assert [path.stem.removesuffix("-peer") for path in LOCKS] == COMPARED
+    scripts = sorted(path.stem.removesuffix("_peer") for path in FOLDER.glob("*_peer.py"))
+    assert scripts == COMPARED
+
+
+@pytest.mark.parametrize("benchmark", COMPARED)
+def test_a_comparison_names_what_is_there(benchmark: str) -> None:
+    named = importlib.import_module(f"comparisons.{benchmark}").COMPARISON
+    assert named.benchmark == benchmark
+    assert (REPOSITORY / benchmark / "train.py").is_file()
+    assert FOLDER / f"{named.peer_environment}.txt" in LOCKS
+    assert [measure.key for measure in named.measures] == [
+        measure.key for measure in comparison.three_measures(1, 1, 1)
+    ]
+    python = Path("peer", "python")
+    ours, peer = (comparison._programs(named, python)[side] for side in (OURS, PEER))
+    assert ours.command[:4] == (sys.executable, "-m", "comparisons.our_run", benchmark)
+    assert (peer.name, peer.command[0]) == (named.peer, str(python))
+    assert Path(peer.command[1]).is_file()
+    for command in named.preparation:
+        assert command[0] == sys.executable or (REPOSITORY / command[0]).is_file()
 
 
 def test_recbole_gets_the_pytorch_that_ours_has() -> None:
@@ -682,48 +830,79 @@ def test_recbole_is_told_to_do_what_ours_does(recbole_neumf: Any) -> None:  # no
     assert settings["dropout_prob"] == 0
 
 
-@pytest.mark.slow
-def test_recbole_does_what_ours_does(tmp_path: Path) -> None:
-    """One epoch of RecBole itself: the facts that the frame compares, and that it learns."""
+FACTS = {
+    "device": "cpu",
+    "num_threads": 1,
+    "num_users": 943,
+    "num_items": 1682,
+    "num_parameters": 611_073,
+    "num_factors": 64,
+    "mlp_layers": [256, 256, 128, 64],
+    "batch_size": 2045,
+    "steps_per_epoch": 243,
+    "train_samples": 495_285,
+    "num_train_negatives": 4,
+    "learning_rate": 0.0005,
+    "max_epochs": 1,
+    "eval_samples": 943,
+    "num_eval_negatives": 999,
+    "top_k": 10,
+    "target_hr_at_10": 0.2,
+}
+"""What both sides state of one epoch."""
+THREADS = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000"}
+
+
+@pytest.fixture
+def ratings() -> Path:
+    path = recommendation.DATA_DIR / RATINGS_FILES["ml-100k"]
+    if not path.exists():
+        pytest.skip(f"{path} is missing; run recommendation/download_dataset.sh mini")
+    return path
+
+
+@pytest.mark.exhaustive
+def test_recbole_states_the_facts_of_its_work(ratings: Path, tmp_path: Path) -> None:
+    """One epoch of RecBole itself, in its own environment: what it did, and that it learns."""
     folder = environments.ENVIRONMENTS / "recommendation-peer"
     if not (folder / "made-from.txt").exists():
         pytest.skip(f"{folder} is not there: python -m comparisons.recommendation makes it")
-    ratings = recommendation.DATA_DIR / "ml-100k.inter"
-    if not ratings.exists():
-        pytest.skip(f"{ratings} is missing; run recommendation/download_dataset.sh mini")
     one_epoch = (
-        f"import sys; sys.path.append({str(REPOSITORY / 'comparisons')!r}); "
+        f"import sys; sys.path.append({str(FOLDER)!r}); "
         "import recommendation_peer as peer; peer.SETTINGS['epochs'] = 1; peer.main()"
     )
     python = str(folder / "bin" / "python")
-    run = pairs.run_once(
-        Program("RecBole", (python, "-c", one_epoch, "--ratings", str(ratings))),
-        1,
-        recommendation.COMPARISON.measures,
-        {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000"},
-        tmp_path / "log.txt",
-    )
-    assert run["facts"] == {
-        "device": "cpu",
-        "num_threads": 1,
-        "num_users": 943,
-        "num_items": 1682,
-        "num_parameters": 611_073,
-        "num_factors": 64,
-        "mlp_layers": [256, 256, 128, 64],
-        "batch_size": 2045,
-        "steps_per_epoch": 243,
-        "train_samples": 495_285,
-        "num_train_negatives": 4,
-        "learning_rate": 0.0005,
-        "max_epochs": 1,
-        "eval_samples": 943,
-        "num_eval_negatives": 999,
-        "top_k": 10,
-        "target_hr_at_10": 0.2,
-    }
+    program = Program("RecBole", (python, "-c", one_epoch, "--ratings", str(ratings)))
+    measures = recommendation.COMPARISON.measures
+    run = pairs.run_once(program, 1, measures, THREADS, tmp_path / "log.txt")
+    assert run["facts"] == FACTS
     assert run["measures"]["time_to_target_s"] is None
     assert run["measures"]["train_examples_per_s"] is None  # the only epoch is the warm-up
     assert run["measures"]["evaluation_s"] > 0
     (quality,) = run["details"]["qualities"]
     assert 0.05 < quality < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ratings")
+def test_ours_states_the_same_facts(tmp_path: Path) -> None:
+    """One epoch of ours as the comparison runs it: the frame must find the same work in it."""
+    prepared = recommendation.COMPARISON.preparation[-1]
+    subprocess.run(prepared, cwd=REPOSITORY, check=True, capture_output=True)
+    module = (sys.executable, "-m", "comparisons.our_run", "recommendation")
+    arguments = (*recommendation.COMPARISON.our_arguments, "--max-epochs", "1")
+    program = Program("ours", (*module, *arguments), REPOSITORY)
+    measures = recommendation.COMPARISON.measures
+    with pairs._on_cores(pairs.choose_cores(1)):  # ours takes as many threads as cores
+        run = pairs.run_once(program, 1, measures, THREADS, tmp_path / "log.txt")
+    runs = [{"side": OURS, "facts": run["facts"]}, {"side": PEER, "facts": FACTS}]
+    pairs.check_same_work(runs, {OURS: program, PEER: Program("RecBole", ())})
+    assert run["measures"]["time_to_target_s"] is None
+    assert run["measures"]["train_examples_per_s"] is None
+
+
+def test_a_training_that_fails_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    assert our_run.main(["recommendation", "no-such-preset"]) == 2
+    output, error = capfd.readouterr()
+    assert output == ""
+    assert error.splitlines()[-1] == "error: recommendation.train ended with status 2"
