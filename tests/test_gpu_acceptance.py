@@ -368,7 +368,7 @@ def accept(root, *arguments, **environment):
         cwd=root.parent,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
 
 
