@@ -262,7 +262,7 @@ def choose_cores(num_threads: int) -> list[int]:
     """
     num_cores = system.num_cores()
     if not 0 <= num_threads <= num_cores:
-        cause = f"--num-threads is {num_threads}, and there are {num_cores} cores"
+        cause = f"--num-threads {num_threads}: there are {num_cores} cores"
         raise UsageError(f"{cause}; give 0 for all of them, or fewer")
     return sorted(os.sched_getaffinity(0))[: num_threads or num_cores]
 
