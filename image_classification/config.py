@@ -78,7 +78,7 @@ class Config:
     """Learning rate for a batch of 256; it grows in proportion to the batch."""
     warmup_epochs: float = 5
     """Epochs in which the rate grows from 0 in a straight line."""
-    decay_epochs: tuple[float, ...] = (30, 60, 80, 90)
+    decay_epochs: tuple[int, ...] = (30, 60, 80, 90)
     """Epochs after which the rate is a tenth of what it was."""
     momentum: float = 0.9
     """Part of the sum of gradients that stays from step to step."""
@@ -143,7 +143,7 @@ TINY = Config(
     preset="tiny",
     dataset="made-up",
     quality_targets=(QualityTarget("top_1", 0.9),),
-    epochs_to_target=2,
+    epochs_to_target=4,
     checkpoint_interval_s=0.2,
     num_classes=5,
     num_train_images=200,
@@ -163,7 +163,6 @@ TINY = Config(
     warmup_epochs=0.5,
     decay_epochs=(6, 7),
     max_epochs=8,
-    epochs_between_evaluations=2,
 )
 
 PRESETS = {

@@ -231,7 +231,7 @@ def log_recipe(run: Run, config: Config) -> None:
     log(constants.OPT_LR_WARMUP_EPOCHS, config.warmup_epochs)
     log(constants.OPT_LR_DECAY_BOUNDARY_EPOCHS, list(config.decay_epochs))
     log("opt_momentum", config.momentum)
-    log(constants.OPT_WEIGHT_DECAY, config.l2_regularization)
+    log("model_l2_regularization", config.l2_regularization)
     log("model_hp_num_filters", config.num_filters)
     log("model_hp_num_blocks", list(config.num_blocks))
     log("input_size", config.train_size)
