@@ -34,7 +34,7 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
     window = tf.concat([begin[:2], size[:2]], axis=0)
     image = tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
     if config.random_flip:
-        # The same seed would give both the same numbers, and the narrow crops would be the mirrored.
+        # With the crop's seed both would draw the same numbers, and the narrow crops be mirrored.
         flip_seed = tf.random.fold_in(seed, tf.ones((), seed.dtype))
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
     image = resize(image, config.train_size, config.train_size)
