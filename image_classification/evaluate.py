@@ -19,9 +19,9 @@ def count_hits(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """
     right = tf.gather(logits, labels, batch_dims=1)[:, tf.newaxis]  # [N, 1]
     is_lower = tf.range(tf.shape(logits)[1]) < labels[:, tf.newaxis]  # [N, C]
-    is_ahead = (logits > right) | ((logits == right) & is_lower) | tf.math.is_nan(logits)
+    is_ahead = (logits > right) | ((logits == right) & is_lower)
     ranks = tf.reduce_sum(tf.cast(is_ahead, tf.int64), axis=1)
-    is_number = ~tf.math.is_nan(right[:, 0])
+    is_number = ~tf.reduce_any(tf.math.is_nan(logits), axis=1)
     hits = [tf.math.count_nonzero((ranks < k) & is_number) for k in (1, 5)]
     return tf.stack([tf.size(labels, tf.int64), *hits])
 
