@@ -72,12 +72,14 @@ def load(config: Config, options: RunOptions) -> tuple[Images, Images]:
     """The training and the validation set. No image is read yet."""
     counts = {"train": config.num_train_images, "validation": config.num_eval_images}
     if _is_made_up(config, options):
-        return tuple(make_up(config, split, count) for split, count in counts.items())
-    folder = options.data_dir / "prepared"
-    return tuple(
-        Images(count, tuple(map(str, sorted(folder.glob(f"{split}-*-of-*")))))
-        for split, count in counts.items()
-    )
+        train, validation = (make_up(config, split, count) for split, count in counts.items())
+    else:
+        folder = options.data_dir / "prepared"
+        train, validation = (
+            Images(count, tuple(map(str, sorted(folder.glob(f"{split}-*-of-*")))))
+            for split, count in counts.items()
+        )
+    return train, validation
 
 
 def _is_made_up(config: Config, options: RunOptions) -> bool:

@@ -16,7 +16,7 @@ BATCH_NORM_DECAY = 0.9
 BATCH_NORM_EPSILON = 1e-5
 
 
-class BatchNormalization(layers.Layer):  # type: ignore[misc]
+class BatchNormalization(layers.Layer):
     """Batch normalisation by TensorFlow's fused kernel: [N, H, W, C] -> [N, H, W, C].
 
     Keras's own keeps the biased variance of a batch; this one, as TensorFlow 1 and PyTorch, the

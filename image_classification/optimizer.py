@@ -10,7 +10,7 @@ import tensorflow as tf
 from image_classification.config import BASE_BATCH_SIZE, Config
 
 
-class Momentum(keras.optimizers.Optimizer):  # type: ignore[misc]
+class Momentum(keras.optimizers.Optimizer):
     """Accumulates gradients, and multiplies by the rate what has accumulated.
 
         accumulator = momentum * accumulator + gradient
@@ -39,7 +39,7 @@ class Momentum(keras.optimizers.Optimizer):  # type: ignore[misc]
         self.assign_sub(variable, learning_rate * accumulator)
 
 
-class LearningRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up from 0, then a tenth of the rate after each boundary.
 
     Steps count from 0, and the first has the rate 0. A boundary's own step still has the rate

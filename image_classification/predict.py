@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+# First: it imports TensorFlow without its start-up notes.
+from harness import tensorflow_support  # isort: split
+
 import keras
 import numpy
 import tensorflow as tf
@@ -87,13 +90,14 @@ def read_files(paths: Sequence[Path]) -> list[Labelled]:
         try:
             found.append(Labelled(path.name, to_plain_jpeg(path.read_bytes())))
         except OSError as error:
-            raise UsageError(f"{path} is no image ({error.strerror or error}); name others") from error
+            cause = f"{path} is no image ({error.strerror or error})"
+            raise UsageError(f"{cause}; name others") from error
     return found
 
 
 def some_of(images: data.Images, num_images: int) -> list[Labelled]:
     """The first images of a split."""
-    found = []
+    found: list[Labelled] = []
     for record in images.records(None).take(num_images):
         encoded, label = data.parse(record)
         found.append(Labelled(f"image {len(found) + 1}", encoded.numpy(), int(label)))
@@ -160,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
             options = tyro.cli(
                 PredictOptions, prog="python -m image_classification.predict", args=arguments
             )
-        tf.config.set_visible_devices([], "GPU")
+        tensorflow_support.hide_gpus()
         config = PRESETS[options.preset][1]
         defaults = default_options("image_classification", options.preset)
         runs = options.run or defaults.results_dir / "image_classification" / options.preset

@@ -175,9 +175,11 @@ def write_shard(path: Path, images: Sequence[Source]) -> None:
 
     Raises OSError naming the image that is none.
     """
+    from harness import tensorflow_support
+
+    tensorflow_support.hide_gpus()
     import tensorflow as tf
 
-    tf.config.set_visible_devices([], "GPU")
     temporary = path.with_name(path.name + ".part")
     encoded_anew = []
     with tf.io.TFRecordWriter(str(temporary)) as writer:
