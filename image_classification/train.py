@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+# First: it imports TensorFlow without its start-up notes.
+from harness import tensorflow_support  # isort: split
 
 import keras
 import numpy
 import tensorflow as tf
 from mlperf_logging.mllog import constants
 
-from harness import tensorflow_support
 from harness.errors import UsageError
 from harness.options import RunOptions, exit_with, leave, parse_command_line
 from harness.progress import Progress
@@ -31,6 +33,9 @@ from image_classification.optimizer import LearningRate, Momentum
 
 STEPS_PER_CHECK = {"cpu": 1, "gpu": 20}
 """Steps between two looks at the losses, the signals and the clock: each makes a GPU wait."""
+
+INPUT_MEASUREMENT_S = 3.0
+"""Seconds for which --num-steps watches the input pipeline alone."""
 
 Step = Callable[..., tf.Tensor]
 
@@ -68,11 +73,17 @@ def train(config: Config, options: RunOptions) -> int:
             optimizer = Momentum(LearningRate(config), config.momentum)
             optimizer.build(model.trainable_variables)
         trainer_state = [*model.variables, *optimizer.variables]
-        train_step = make_train_step(model, optimizer, strategy, config, options)
+        # A step for each size of batch, traced once: processes that differ in how often they trace
+        # would number the sums over them differently, and wait for each other for ever.
+        train_steps = {
+            size: make_train_step(model, optimizer, strategy, config, options)
+            for size in (config.batch_size, config.num_train_images % config.batch_size)
+            if size
+        }
         eval_step = make_eval_step(model, strategy)
-        warm_up(train_step, trainer_state, strategy, config)
+        warm_up(train_steps, trainer_state, strategy, config)
         log_recipe(run, config)
-        device = tensorflow_support.device_type(strategy)
+        device = "gpu" if tf.config.list_logical_devices("GPU") else "cpu"
         steps_per_epoch = data.num_steps(config)
         run.describe(
             {
@@ -112,7 +123,8 @@ def train(config: Config, options: RunOptions) -> int:
                 start = step * config.batch_size
                 size = min(config.batch_size, train_images.num_images - start)
                 pieces = tensorflow_support.split(strategy, images, labels)
-                losses.append(train_step(*pieces, tf.constant(size), run.stop_requested))
+                stop = tf.constant(run.stop_requested)
+                losses.append(train_steps[size](*pieces, tf.constant(size), stop))
                 num_seen += size
 
                 # A look at what happened: losses, progress, checkpoint, signals. All processes
@@ -137,6 +149,7 @@ def train(config: Config, options: RunOptions) -> int:
             if epoch % config.epochs_between_evaluations:
                 continue
             run.eval_start(epoch)
+            tensorflow_support.copy_from_first(strategy, model.non_trainable_variables)
             quality = evaluate(eval_step, strategy, data.eval_batches(eval_images, config))
             reached = run.eval_stop(epoch, quality)
             progress.evaluated(epoch, quality)
@@ -194,20 +207,19 @@ def make_train_step(
 
 
 def warm_up(
-    train_step: Step,
+    train_steps: Mapping[int, Step],
     trainer_state: list[keras.Variable],
     strategy: tf.distribute.Strategy,
     config: Config,
 ) -> None:
-    """Trace and compile the step on a made-up batch of each size, and put everything back."""
+    """Trace and compile each step on a made-up batch of its size, and put everything back."""
     before = [variable.numpy() for variable in trainer_state]
-    last = config.num_train_images % config.batch_size
-    for size in {config.batch_size, last or config.batch_size}:
+    for size, train_step in sorted(train_steps.items()):
         num_mine = tensorflow_support.share_size(size)
         images = tf.zeros((num_mine, config.train_size, config.train_size, 3))
         labels = tf.ones(num_mine, tf.int32)
         pieces = tensorflow_support.split(strategy, images, labels)
-        train_step(*pieces, tf.constant(size), False)
+        train_step(*pieces, tf.constant(size), tf.constant(False))
     for variable, value in zip(trainer_state, before, strict=True):
         variable.assign(value)
 
@@ -215,9 +227,7 @@ def warm_up(
 def estimate_memory_bytes(model: keras.Model, config: Config, options: RunOptions) -> int:
     """Weights, gradients and accumulators, and what each layer keeps for the backward pass."""
     parameters = sum(v.numpy().size for v in model.trainable_variables)
-    activations = sum(
-        numpy.prod(layer.output.shape[1:]) for layer in model.layers
-    )
+    activations = sum(numpy.prod(layer.output.shape[1:]) for layer in model.layers)
     value_bytes = 4 if options.precision == "fp32" else 2
     return int(3 * 4 * parameters + activations * value_bytes * config.batch_size)
 
@@ -251,22 +261,23 @@ def report_speed(
     train_images: data.Images,
     eval_images: data.Images,
 ) -> None:
-    """Pace of training and of the input pipeline alone, and the time to the target from them."""
+    """Print the pace of training and of the input pipeline alone, and the time to the target."""
     config: Any = run.config
-    batches = data.train_batches(train_images, config, run.options.seed, 1, 0)
+    batches = iter(data.train_batches(train_images, config, run.options.seed, 1, 0).repeat())
+    next(batches)  # fills the buffers
     num_images, input_s = 0, 0.0
     start_s = time.monotonic()
-    for images, _ in batches:
-        num_images += len(images)
+    while input_s < INPUT_MEASUREMENT_S:
+        num_images += len(next(batches)[0])
         input_s = time.monotonic() - start_s
-        if input_s > 3:
-            break
+    input_images_per_s = num_images * tensorflow_support.num_processes() / input_s
     some = list(itertools.islice(data.eval_batches(eval_images, config), 4))
     num_some = sum(len(images) for images, _ in some)
     start_s = time.monotonic()
     evaluate(eval_step, strategy, some)
     evaluation_s = (time.monotonic() - start_s) * eval_images.num_images / num_some
-    run.report_speed(data.num_steps(config), evaluation_s / config.epochs_between_evaluations)
+    per_epoch_s = evaluation_s / config.epochs_between_evaluations
+    run.report_speed(data.num_steps(config), per_epoch_s, input_images_per_s)
 
 
 if __name__ == "__main__":
