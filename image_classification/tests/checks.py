@@ -130,7 +130,7 @@ def check_parameter_counts(config: Config = REFERENCE) -> None:
 
 
 def check_initial_values(config: Config = REFERENCE) -> None:
-    """Convolutions: truncated normal, variance 1 / fan_in. Dense: Glorot, bias 0. Norms: 1 and 0."""
+    """Convolutions: truncated normal of variance 1 / fan_in. Dense: Glorot, bias 0. Norms: 1, 0."""
     network = make_network(config, seed=3)
     bound = 2 / 0.87962566103423978  # where the normal distribution is cut, in deviations
     for layer in layers_of(network, "Conv2D"):
@@ -171,7 +171,7 @@ def make_lively(network: keras.Model) -> None:
 
 
 def torch_twin(network: keras.Model, num_blocks: Sequence[int], own_pool: bool = False) -> ResNet:
-    """torchvision's network with our weights and statistics."""
+    """The network of torchvision with our weights and statistics."""
     (dense,) = layers_of(network, "Dense")
     twin = make_torch_resnet(num_blocks, dense.units, own_pool)
     convolutions, normalizations = torch_layers(twin)
@@ -396,7 +396,7 @@ def crops_of(encoded: bytes, config: Config, num_crops: int, first: int = 0) -> 
 
 
 def check_train_images() -> None:
-    """A crop is a part of the picture, perhaps mirrored, resized on the old grid, less the means."""
+    """A part of the picture, perhaps mirrored, is resized on the old grid, less the means."""
     means = numpy.array([123.68, 116.78, 103.94], dtype=numpy.float32)
     for number, (height, width) in enumerate(((60, 90), (97, 41))):
         encoded = encode(make_pixels(number, height, width))
@@ -598,7 +598,7 @@ def check_shards_are_read_in_turn(numbered: data.Images) -> None:
     """Without a buffer the order is that of sixteen shards in turn, shuffled by the epoch."""
     config = dataclasses.replace(NUMBERED, shuffle_buffer=1)
     starts = numpy.cumsum([0, *SHARD_SIZES]).tolist()
-    shards = [list(range(a + 1, b + 1)) for a, b in zip(starts, starts[1:], strict=False)]
+    shards = [list(range(a + 1, b + 1)) for a, b in itertools.pairwise(starts)]
     in_order = plain_interleave(shards, 16)
     assert flat(labels_of(data.eval_batches(numbered, config))) == in_order
     firsts = set()

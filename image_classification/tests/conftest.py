@@ -69,7 +69,7 @@ def sha256(path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def mnist(pytestconfig: pytest.Config) -> Path:
-    """A data folder with mini's archive: where it was downloaded to, else kept in pytest's cache."""
+    """A data folder with mini's archive: the downloaded one, else one in pytest's cache."""
     name = "mnist_5k.csv.gz"
     downloaded = REPOSITORY / "data" / "image_classification" / "mini"
     if sha256(downloaded / name) == MNIST_SHA256:

@@ -38,7 +38,7 @@ def plain_resize(pixels: NDArray[numpy.generic], height: int, width: int) -> Flo
 
 
 def plain_eval_image(pixels: NDArray[numpy.uint8], shorter_side: int, size: int) -> FloatArray:
-    """Shorter side to `shorter_side`, sides truncated in float32, centre, means: [size, size, 3]."""
+    """Sides by the shorter one, truncated in float32; centre; means: [size, size, 3]."""
     ratio = numpy.float32(shorter_side) / numpy.float32(min(pixels.shape[:2]))
     height, width = (int(numpy.float32(side) * ratio) for side in pixels.shape[:2])
     resized = plain_resize(pixels, height, width)
@@ -51,7 +51,7 @@ def plain_eval_image(pixels: NDArray[numpy.uint8], shorter_side: int, size: int)
 
 
 def plain_interleave(shards: Sequence[Sequence[int]], at_a_time: int) -> list[int]:
-    """A record of each open shard in turn; where one has ended, the next is opened a round later."""
+    """A record of each open shard in turn; where one ends, the next is opened a round later."""
     waiting = [iter(shard) for shard in shards]
     slots: list[Iterator[int] | None] = [None] * at_a_time
     order: list[int] = []
@@ -94,7 +94,7 @@ def plain_parameters(
 def make_torch_resnet(
     num_blocks: Sequence[int], num_classes: int, own_pool: bool = False
 ) -> ResNet:
-    """torchvision's network, with TensorFlow's max pool (which pads below and to the right)."""
+    """The one of torchvision, with TensorFlow's max pool (it pads below and to the right)."""
     network = ResNet(Bottleneck, list(num_blocks), num_classes=num_classes)
     if not own_pool:
         network.maxpool = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.MaxPool2d(3, 2))
@@ -133,7 +133,7 @@ def plain_learning_rate(
 
 
 def plain_hits(logits: NDArray[numpy.floating], labels: Sequence[int], k: int) -> int:
-    """Images whose label is among the k first of a stable sort, and whose logits are all numbers."""
+    """Images with the label among the k first of a stable sort, and all logits numbers."""
     hits = 0
     for row, label in zip(logits.tolist(), labels, strict=True):
         best = sorted(range(len(row)), key=lambda number: -row[number])[:k]

@@ -188,7 +188,7 @@ def test_missing_files_are_named(tmp_path):
         f"{tmp_path} lacks ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, "
         "ILSVRC2012_devkit_t12.tar.gz; run image_classification/download_dataset.sh reference"
     )
-    with pytest.raises(UsageError, match="lacks mnist_5k.csv.gz; run .*download_dataset.sh mini"):
+    with pytest.raises(UsageError, match=r"lacks mnist_5k\.csv\.gz; run .*\.sh mini"):
         data.check_files(MINI, RunOptions(data_dir=tmp_path / "nothing"))
 
 

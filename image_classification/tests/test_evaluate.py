@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy
 import pytest
 import tensorflow as tf
@@ -59,12 +61,13 @@ def test_a_network_is_evaluated_as_its_logits_say(batch_size):
     """The whole path on made-up images: pipeline, network, metric, against the plain metric."""
     made_up = data.make_up(TINY, "validation", TINY.num_eval_images)
     network = checks.make_network(TINY)
-    batches = list(data.eval_batches(made_up, TINY))
+    config = dataclasses.replace(TINY, batch_size=batch_size)
+    batches = list(data.eval_batches(made_up, config))
     logits = numpy.concatenate([network(pixels, training=False) for pixels, _ in batches])
     labels = numpy.concatenate([labels for _, labels in batches]).tolist()
     assert len(labels) == 50 and set(labels) == {1, 2, 3, 4}
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
     eval_step = evaluate.make_eval_step(network, strategy)
-    quality = evaluate.evaluate(eval_step, strategy, data.eval_batches(made_up, TINY))
+    quality = evaluate.evaluate(eval_step, strategy, data.eval_batches(made_up, config))
     assert quality == {"top_1": plain_hits(logits, labels, 1) / 50, "top_5": 1.0}
     assert 0 < quality["top_1"] < 1
