@@ -139,12 +139,12 @@ def from_first_process(strategy: tf.distribute.Strategy, values: Sequence[Array]
     if num_processes() == 1:
         return [*values]
 
-    def step() -> Any:
+    def step(mine: list[tf.Tensor]) -> Any:
         context = tf.distribute.get_replica_context()
         # Every replica gives a share that adds up exactly: the first one all of it.
         is_first = context.replica_id_in_sync_group == 0
-        shares = [tf.constant(v if is_first else numpy.zeros_like(v)) for v in values]
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, shares)
+        shares = [tf.where(is_first, value, tf.zeros_like(value)) for value in mine]
+        return [context.all_reduce(tf.distribute.ReduceOp.SUM, share) for share in shares]
 
-    summed = strategy.run(tf.function(step))
+    summed = strategy.run(tf.function(step), args=([tf.constant(value) for value in values],))
     return [strategy.experimental_local_results(value)[0].numpy() for value in summed]
