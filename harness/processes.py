@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 from harness.errors import UsageError
 
@@ -32,7 +33,9 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def share_size(size: int) -> int:
-    """How many of a batch's `size` examples are this process's."""
-    first, last = (size * number // num_processes() for number in (rank(), rank() + 1))
-    return last - first
+def share(size: Any) -> tuple[Any, Any]:
+    """Which of a batch's `size` examples are this process's: the first, and one past the last.
+
+    `size` is a whole number, or a tensor of a framework.
+    """
+    return size * rank() // num_processes(), size * (rank() + 1) // num_processes()

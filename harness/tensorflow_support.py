@@ -15,10 +15,7 @@ import numpy
 
 from harness.errors import UsageError
 from harness.options import RunOptions
-from harness.processes import join_tensorflow_job
-from harness.processes import num_processes as num_processes  # for the benchmarks too
-from harness.processes import rank as rank
-from harness.processes import share_size as share_size
+from harness.processes import join_tensorflow_job, num_processes
 from harness.run import Run
 from harness.seeds import derive_seed
 from harness.start_notes import without_start_notes
@@ -139,12 +136,14 @@ def from_first_process(strategy: tf.distribute.Strategy, values: Sequence[Array]
     if num_processes() == 1:
         return [*values]
 
-    def step(mine: list[tf.Tensor]) -> Any:
-        context = tf.distribute.get_replica_context()
+    def add_up(mine: tf.Tensor) -> Any:
         # Every replica gives a share that adds up exactly: the first one all of it.
-        is_first = context.replica_id_in_sync_group == 0
-        shares = [tf.where(is_first, value, tf.zeros_like(value)) for value in mine]
-        return [context.all_reduce(tf.distribute.ReduceOp.SUM, share) for share in shares]
+        context = tf.distribute.get_replica_context()
+        share = tf.where(context.replica_id_in_sync_group == 0, mine, tf.zeros_like(mine))
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, share)
 
-    summed = strategy.run(tf.function(step), args=([tf.constant(value) for value in values],))
-    return [strategy.experimental_local_results(value)[0].numpy() for value in summed]
+    flat = numpy.concatenate([value.ravel().astype(numpy.float64) for value in values])
+    summed = strategy.run(tf.function(add_up), args=(tf.constant(flat),))
+    summed = strategy.experimental_local_results(summed)[0].numpy()
+    parts = numpy.split(summed, numpy.cumsum([value.size for value in values])[:-1])
+    return [p.reshape(v.shape).astype(v.dtype) for p, v in zip(parts, values, strict=True)]

@@ -1,8 +1,9 @@
 """From shards to batches with tf.data: order and augmentation are functions of the seed alone.
 
-The order of an epoch is decided by (seed, epoch): the shards are shuffled, read sixteen at a time in
-turn, and mixed in a buffer. An image's crop is decided by (seed, epoch, its place in that order).
-Neither depends on how many threads work, and a resumed run skips what is done without decoding it.
+The order of an epoch is decided by (seed, epoch): the shards are shuffled, read sixteen at a time
+in turn, and mixed in a buffer. An image's crop is decided by (seed, epoch, its place in that
+order). Neither depends on how many threads work, and a resumed run skips what is done without
+decoding it.
 
 Shapes: B images of a process's share of a batch, S the side that the network sees.
 """
@@ -10,16 +11,14 @@ Shapes: B images of a process's share of a batch, S the side that the network se
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy
 import tensorflow as tf
 
-from harness import tensorflow_support
 from harness.errors import UsageError
 from harness.options import RunOptions
+from harness.processes import num_processes, share
 from harness.seeds import derive_seed
 from harness.system import num_cores
 from image_classification.config import CONVERSION_SEED, Config
@@ -43,8 +42,10 @@ class Images:
     def records(self, order_seed: int | None) -> tf.data.Dataset:
         """Serialised examples, shard by shard; with a seed the shards come in another order."""
         if self.made_up:
-            return tf.data.Dataset.from_tensor_slices(list(self.made_up)).repeat().take(
-                self.num_images
+            return (
+                tf.data.Dataset.from_tensor_slices(list(self.made_up))
+                .repeat()
+                .take(self.num_images)
             )
         shards = numpy.asarray(self.shards)
         if order_seed is not None:
@@ -165,18 +166,17 @@ def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _batches(
     numbered: tf.data.Dataset, decode: object, config: Config, num_images: int
 ) -> tf.data.Dataset:
-    num_processes, rank = tensorflow_support.num_processes(), tensorflow_support.rank()
-    if num_processes > 1:
+    if num_processes() > 1:
 
         def is_mine(place: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
             start = place // config.batch_size * config.batch_size
             size = tf.minimum(num_images - start, config.batch_size)
-            first, last = (start + size * number // num_processes for number in (rank, rank + 1))
-            return first <= place and place < last
+            first, last = share(size)
+            return start + first <= place and place < start + last
 
         numbered = numbered.filter(is_mine)
     dataset = numbered.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(config.batch_size // num_processes).prefetch(tf.data.AUTOTUNE)
+    dataset = dataset.batch(config.batch_size // num_processes()).prefetch(tf.data.AUTOTUNE)
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = num_cores()

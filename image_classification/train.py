@@ -23,6 +23,7 @@ from mlperf_logging.mllog import constants
 
 from harness.errors import UsageError
 from harness.options import RunOptions, exit_with, leave, parse_command_line
+from harness.processes import num_processes, share
 from harness.progress import Progress
 from harness.run import Run
 from image_classification import data
@@ -91,7 +92,7 @@ def train(config: Config, options: RunOptions) -> int:
                 "steps_per_epoch": steps_per_epoch,
                 "memory_estimate_bytes": estimate_memory_bytes(model, config, options),
                 "device": device,
-                "num_processes": tensorflow_support.num_processes(),
+                "num_processes": num_processes(),
                 "num_replicas": strategy.num_replicas_in_sync,
                 "num_threads": tf.config.threading.get_intra_op_parallelism_threads(),
             }
@@ -215,9 +216,9 @@ def warm_up(
     """Trace and compile each step on a made-up batch of its size, and put everything back."""
     before = [variable.numpy() for variable in trainer_state]
     for size, train_step in sorted(train_steps.items()):
-        num_mine = tensorflow_support.share_size(size)
-        images = tf.zeros((num_mine, config.train_size, config.train_size, 3))
-        labels = tf.ones(num_mine, tf.int32)
+        first, last = share(size)  # which of them are this process's
+        images = tf.zeros((last - first, config.train_size, config.train_size, 3))
+        labels = tf.ones(last - first, tf.int32)
         pieces = tensorflow_support.split(strategy, images, labels)
         train_step(*pieces, tf.constant(size), tf.constant(False))
     for variable, value in zip(trainer_state, before, strict=True):
@@ -270,7 +271,7 @@ def report_speed(
     while input_s < INPUT_MEASUREMENT_S:
         num_images += len(next(batches)[0])
         input_s = time.monotonic() - start_s
-    input_images_per_s = num_images * tensorflow_support.num_processes() / input_s
+    input_images_per_s = num_images * num_processes() / input_s
     some = list(itertools.islice(data.eval_batches(eval_images, config), 4))
     num_some = sum(len(images) for images, _ in some)
     start_s = time.monotonic()
