@@ -44,6 +44,8 @@ from image_classification.sources import (
 
 FORMAT_VERSION = 1
 """Raised when the shards change, so that older ones are made anew."""
+FEW_IMAGES = 10_000
+"""Fewer than these are written by one process: starting others would take longer."""
 FILES = {"imagenet": (TRAIN_TAR, EVAL_TAR, DEVKIT), "mnist-5k": (MNIST,), "made-up": ()}
 
 
@@ -129,8 +131,9 @@ def _write(sources: Sources, config: Config, data_dir: Path) -> None:
     counts = {name: record["num_images"] for name, record in sorted(records.items())}
     changed = sorted(name for record in records.values() for name in record["encoded_anew"])
     write_json(folder / "meta.json", {**meta, "num_images": counts, "encoded_anew": changed})
-    for path in [*folder.glob("*-of-*.json"), folder / "begun.json", *folder.glob("*.part")]:
-        path.unlink()
+    for pattern in ("*-of-*.json", "begun.json", "*.part", "*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink()
     write_manifest(folder, known={name: record["sha256"] for name, record in records.items()})
     shutil.rmtree(data_dir / "prepared", ignore_errors=True)
     folder.rename(data_dir / "prepared")
@@ -153,7 +156,7 @@ def _shards(sources: Sources, config: Config) -> dict[str, list[Source]]:
 def _write_shards(todo: Sequence[tuple[Path, list[Source]]]) -> None:
     """In as many processes as there are cores; a few shards, in this one."""
     progress = tqdm(total=len(todo), desc="shards", unit="shard", disable=None, leave=False)
-    if sum(len(images) for _, images in todo) < 10_000:
+    if sum(len(images) for _, images in todo) < FEW_IMAGES:
         for path, images in todo:
             write_shard(path, images)
             progress.update()
@@ -173,7 +176,7 @@ def _write_shards(todo: Sequence[tuple[Path, list[Source]]]) -> None:
 def write_shard(path: Path, images: Sequence[Source]) -> None:
     """Write one TFRecord file, whole or not at all, and beside it what it holds as JSON.
 
-    Raises OSError naming the image that is none.
+    Raises UsageError naming the image that is none.
     """
     from harness import tensorflow_support
 
@@ -188,7 +191,8 @@ def write_shard(path: Path, images: Sequence[Source]) -> None:
             try:
                 encoded = to_plain_jpeg(before)
             except OSError as error:
-                raise OSError(f"{image.filename} is no image ({error})") from error
+                cause = f"{image.filename} is no image"
+                raise UsageError(f"{cause}; check the archives with verify_dataset.sh") from error
             if encoded is not before:
                 encoded_anew.append(image.filename)
             writer.write(make_example(encoded, image.label, image.filename, image.synset))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ TRAIN_TAR = "ILSVRC2012_img_train.tar"
 EVAL_TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 MNIST = "mnist_5k.csv.gz"
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, zlib.error),
+    *(tarfile.TarError, scipy.io.matlab.MatReadError),
+)
+"""What a damaged or wrong tar, gzip or MATLAB file raises."""
 NUM_MNIST_TRAIN_PER_DIGIT = 400
 """Of 500 of each digit; the others are for evaluation."""
 
@@ -76,7 +82,7 @@ def find_imagenet(data_dir: Path) -> Sources:
         labels = {synset: 1 + place for place, synset in enumerate(ordered)}
         train = _find_train_images(data_dir / TRAIN_TAR, labels)
         names = sorted(_members(data_dir / EVAL_TAR), key=lambda member: member.name)
-    except (OSError, tarfile.TarError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         cause = f"ImageNet's tars in {data_dir} cannot be read: {error}"
         raise UsageError(f"{cause}; check them with verify_dataset.sh") from error
     if len(names) != len(eval_labels):
@@ -99,7 +105,7 @@ def find_imagenet(data_dir: Path) -> Sources:
 
 def _read_devkit(path: Path) -> tuple[list[str], list[str], list[int]]:
     """Synsets and their words by ILSVRC id (from 1), and the id of each validation image."""
-    with tarfile.open(path) as archive:
+    with tarfile.open(path, "r:gz") as archive:
         files = {Path(member.name).name: member for member in archive.getmembers()}
         table = archive.extractfile(files["meta.mat"])
         truth = archive.extractfile(files["ILSVRC2012_validation_ground_truth.txt"])
@@ -113,11 +119,10 @@ def _read_devkit(path: Path) -> tuple[list[str], list[str], list[int]]:
         )
         if [number for number, _, _ in leaves] != list(range(1, len(leaves) + 1)):
             raise ValueError(f"{path.name} does not number its classes from 1")
-        return (
-            [synset for _, synset, _ in leaves],
-            [words for _, _, words in leaves],
-            [int(line) for line in truth.read().split()],
-        )
+        eval_ids = [int(line) for line in truth.read().split()]
+        if not set(eval_ids) <= {number for number, _, _ in leaves}:
+            raise ValueError(f"{path.name} labels images with a number that is no class's")
+        return [synset for _, synset, _ in leaves], [words for _, _, words in leaves], eval_ids
 
 
 def _members(path: Path) -> list[tarfile.TarInfo]:
