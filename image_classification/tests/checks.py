@@ -71,7 +71,7 @@ def layers_of(network: keras.Model, kind: str) -> list[Any]:
     return sorted((x for x in network.layers if type(x).__name__ == kind), key=number)
 
 
-def make_pixels(seed: int, height: int, width: int) -> NDArray[numpy.uint8]:
+def make_pixels(seed: int, height: int, width: int, noise: int = 30) -> NDArray[numpy.uint8]:
     """A made-up picture [H, W, 3]: colours that change slowly, under noise."""
     stream = numpy.random.RandomState(seed)
     waves = numpy.zeros((height, width, 3))
@@ -79,8 +79,8 @@ def make_pixels(seed: int, height: int, width: int) -> NDArray[numpy.uint8]:
         down, across, start = stream.uniform(0.01, 0.1), stream.uniform(0.01, 0.1), seed + channel
         y, x = numpy.arange(height)[:, None], numpy.arange(width)
         waves[..., channel] = numpy.sin(y * down + start) + numpy.cos(x * across + start)
-    noise = stream.uniform(-30, 30, size=waves.shape)
-    return (128 + 48 * waves + noise).clip(0, 255).astype(numpy.uint8)
+    grains = stream.uniform(-noise, noise, size=waves.shape)
+    return (128 + 48 * waves + grains).clip(0, 255).astype(numpy.uint8)
 
 
 def encode(pixels: NDArray[numpy.uint8], **options: Any) -> bytes:
