@@ -7,12 +7,15 @@ process each (MultiWorkerMirroredStrategy, $TF_CONFIG as TensorFlow defines it).
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy
 
+from harness.checkpoint import Checkpoint
 from harness.errors import UsageError
 from harness.options import RunOptions
 from harness.processes import join_tensorflow_job, num_processes
@@ -25,8 +28,6 @@ with without_start_notes():
     import keras
     import tensorflow as tf
 
-MIN_CAPABILITY = {"bf16": (8, 0)}
-"""Compute capability below which this arithmetic does not work."""
 POLICIES = {"fp32": "float32", "bf16": "mixed_bfloat16", "fp16": "mixed_float16"}
 Array = numpy.ndarray[Any, Any]
 
@@ -57,20 +58,20 @@ def _choose_gpus(options: RunOptions) -> int:
     with without_start_notes():
         found = tf.config.list_physical_devices("GPU")
     num_gpus = int(os.environ.get("NUM_GPUS") or 1)
-    if options.device == "cpu" or (options.device == "auto" and not found):
+    if options.device == "cpu" or (options.device == "auto" and not (found and num_gpus)):
         if options.precision == "fp16":
             raise UsageError("fp16 needs a GPU; take --precision bf16 or fp32 on the CPU")
         num_gpus = 0
-    elif len(found) < max(1, num_gpus):
-        here = f"TensorFlow can use {len(found)} GPUs, and {max(1, num_gpus)} are asked for"
+    elif len(found) < (num_gpus := max(1, num_gpus)):
+        here = f"TensorFlow can use {len(found)} GPUs, and {num_gpus} are asked for"
         raise UsageError(f"{here}; take --device cpu or NUM_GPUS=0")
-    needed = MIN_CAPABILITY.get(options.precision, (0, 0))
     for gpu in found[:num_gpus]:
-        capability = tf.config.experimental.get_device_details(gpu).get("compute_capability")
-        if capability and capability < needed:
-            wanted, there = (f"{v[0]}.{v[1]}" for v in (needed, capability))
-            cause = f"{options.precision} needs compute capability {wanted}, this GPU has {there}"
-            raise UsageError(f"{cause}; leave it out")
+        details = tf.config.experimental.get_device_details(gpu)
+        major, minor = details.get("compute_capability", (8, 0))
+        if options.precision == "bf16" and major < 8:
+            raise UsageError(
+                f"bf16 needs compute capability 8.0, not {major}.{minor}; leave it out"
+            )
         tf.config.experimental.set_memory_growth(gpu, enable=True)
     tf.config.set_visible_devices(found[:num_gpus], "GPU")
     return num_gpus
@@ -88,11 +89,8 @@ def split(strategy: tf.distribute.Strategy, *batch: tf.Tensor) -> tuple[Any, ...
         return batch
     bounds = [len(batch[0]) * number // num_local for number in range(num_local + 1)]
     pieces = [[tensor[a:b] for a, b in itertools.pairwise(bounds)] for tensor in batch]
-    distribute = strategy.experimental_distribute_values_from_function
-    return tuple(
-        distribute(lambda context, p=p: p[context.replica_id_in_sync_group % num_local])
-        for p in pieces
-    )
+    give = strategy.experimental_distribute_values_from_function
+    return tuple(give(lambda c, p=p: p[c.replica_id_in_sync_group % num_local]) for p in pieces)
 
 
 def total(strategy: tf.distribute.Strategy, value: Any) -> Array:
@@ -108,19 +106,24 @@ def save(variables: Sequence[keras.Variable], file: BinaryIO) -> None:
 def resume(
     run: Run, strategy: tf.distribute.Strategy, variables: Sequence[keras.Variable]
 ) -> tuple[int, int]:
-    """Load the run's checkpoint, if it has one; returns the epoch to go on with and its steps done.
+    """Load the first process's checkpoint, if it has one, and tell the others where the run stood.
 
-    Only the first process needs to have the checkpoint. Raises ValueError where its variables are
-    others.
+    Returns the epoch to go on with, and how many of its steps are done.
     """
-    position = numpy.array([1, 0])
-    if checkpoint := run.resume_from:
-        position = numpy.array([checkpoint.position[name] for name in ("epoch", "step_in_epoch")])
+    checkpoint = run.resume_from
+    text = json.dumps(checkpoint and checkpoint.position).encode()
+    (size,) = from_first_process(strategy, [numpy.array([len(text)])])[0]
+    padded = numpy.frombuffer(text.ljust(size)[:size], numpy.uint8)
+    position = json.loads(from_first_process(strategy, [padded])[0].tobytes())
+    if position is None:
+        return 1, 0
+    if checkpoint:
         with numpy.load(checkpoint.path) as arrays:
             for variable, name in zip(variables, sorted(arrays.files), strict=True):
                 variable.assign(arrays[name])
+    run.resume_from = checkpoint or Checkpoint(Path(), position)
     copy_from_first(strategy, variables)
-    return tuple(from_first_process(strategy, [position])[0].tolist())
+    return position["epoch"], position["step_in_epoch"]
 
 
 def copy_from_first(strategy: tf.distribute.Strategy, variables: Sequence[keras.Variable]) -> None:
