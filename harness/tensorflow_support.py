@@ -69,9 +69,7 @@ def _choose_gpus(options: RunOptions) -> int:
         details = tf.config.experimental.get_device_details(gpu)
         major, minor = details.get("compute_capability", (8, 0))
         if options.precision == "bf16" and major < 8:
-            raise UsageError(
-                f"bf16 needs compute capability 8.0, not {major}.{minor}; leave it out"
-            )
+            raise UsageError(f"bf16 needs compute capability 8.0, not {major}.{minor}; take fp32")
         tf.config.experimental.set_memory_growth(gpu, enable=True)
     tf.config.set_visible_devices(found[:num_gpus], "GPU")
     return num_gpus
