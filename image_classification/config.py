@@ -11,7 +11,7 @@ from harness.errors import UsageError
 from harness.stop_rule import QualityTarget
 
 CONVERSION_SEED = 0
-"""Seed of the shuffle over all images when the shards are written: the same shards for every run."""
+"""Seed of the shuffle over all images before the shards are written: every run has the same."""
 CHANNEL_MEANS = (123.68, 116.78, 103.94)
 """Red, green and blue that v0.5 subtracts from pixels of 0 to 255; nothing is divided."""
 BASE_BATCH_SIZE = 256
@@ -106,7 +106,7 @@ def check_values(config: Config) -> None:
     if not (0 < config.min_crop_area <= 1 and 0 < config.min_crop_aspect <= config.max_crop_aspect):
         raise UsageError("a crop needs 0 < area <= 1 and 0 < narrowest <= widest; correct them")
     if not (config.base_learning_rate > 0 and 0 <= config.momentum < 1 and config.loss_scale > 0):
-        raise UsageError("base_learning_rate and loss_scale lie above 0, momentum from 0 to below 1")
+        raise UsageError("base_learning_rate and loss_scale lie above 0, momentum in 0 to below 1")
     every = config.epochs_between_evaluations
     if config.max_epochs < every or config.max_epochs % every:
         cause = f"max_epochs is {config.max_epochs}, and every {every} epochs are evaluated"

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HEADER_BYTES = 8 + 4
-"""A record's length (little-endian) and that number's checksum; after the record its own checksum."""
+"""A record's length (little-endian) and that number's checksum; after the record, its own."""
 
 
 def count_records(path: Path) -> int:

@@ -12,7 +12,7 @@ from harness import tensorflow_support
 
 
 def count_hits(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """logits [N, C], labels [N] -> [3] int64: images, top-1 hits, top-5 hits.
+    """Logits [N, C], labels [N] -> [3] int64: images, top-1 hits, top-5 hits.
 
     Where classes tie with the right one, the lower number is the likelier (as argmax has it). A
     logit that is not a number makes its image a miss.

@@ -44,7 +44,7 @@ def train_image(encoded: tf.Tensor, seed: tf.Tensor, config: Config) -> tf.Tenso
 def eval_image(encoded: tf.Tensor, config: Config) -> tf.Tensor:
     """The centre of the image: JPEG bytes -> [S, S, 3] float32.
 
-    The shorter side becomes `eval_resize` pixels, the longer keeps the ratio, cut to a whole number.
+    The shorter side becomes `eval_resize` pixels, the longer keeps the ratio, rounded down.
     """
     image = tf.io.decode_jpeg(encoded, channels=3)
     sides = tf.cast(tf.shape(image)[:2], tf.float32)

@@ -2,9 +2,9 @@
 
     .venv/bin/python -m image_classification.prepare mini
 
-Off the clock, once per data set: writes DATA_DIR/prepared/, whole or not at all, by as many processes
-as there are cores. ImageNet's shards take about 150 GB. What an earlier call wrote before it was
-interrupted is kept.
+Off the clock, once per data set: writes DATA_DIR/prepared/, whole or not at all, by as many
+processes as there are cores. ImageNet's shards take about 150 GB. What an earlier call wrote before
+it was interrupted is kept.
 """
 
 from __future__ import annotations

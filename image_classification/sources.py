@@ -158,7 +158,7 @@ def _find_train_images(path: Path, labels: dict[str, int]) -> list[Source]:
 
 
 def find_mnist(data_dir: Path) -> Sources:
-    """400 images of each digit to train with, 100 to evaluate with. The label of digit d is 1 + d."""
+    """400 images of each digit to train with, 100 to evaluate with. Digit d has the label 1 + d."""
     pixels, digits = read_mnist(data_dir / MNIST)
     splits: dict[bool, list[Source]] = {True: [], False: []}
     for digit in range(10):
