@@ -94,7 +94,8 @@ class Config:
 
 def check_values(config: Config) -> None:
     """Raises UsageError naming a field that no training can be made of."""
-    for name in ("num_filters", "stem_kernel", "stem_stride", "train_size", "batch_size"):
+    counts = ("num_filters", "stem_kernel", "stem_stride", "train_size", "batch_size")
+    for name in (*counts, "shuffle_buffer"):
         if getattr(config, name) < 1:
             option = name.replace("_", "-")
             raise UsageError(f"{name} is {getattr(config, name)}; give --{option} 1 or more")
@@ -106,7 +107,8 @@ def check_values(config: Config) -> None:
     if not (0 < config.min_crop_area <= 1 and 0 < config.min_crop_aspect <= config.max_crop_aspect):
         raise UsageError("a crop needs 0 < area <= 1 and 0 < narrowest <= widest; correct them")
     if not (config.base_learning_rate > 0 and 0 <= config.momentum < 1 and config.loss_scale > 0):
-        raise UsageError("base_learning_rate and loss_scale lie above 0, momentum in 0 to below 1")
+        cause = "base_learning_rate and loss_scale lie above 0, momentum from 0 to below 1"
+        raise UsageError(f"{cause}; correct them")
     every = config.epochs_between_evaluations
     if config.max_epochs < every or config.max_epochs % every:
         cause = f"max_epochs is {config.max_epochs}, and every {every} epochs are evaluated"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import keras
+import numpy
 import tensorflow as tf
 
 from image_classification.config import BASE_BATCH_SIZE, Config
@@ -50,7 +51,8 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
         batches_per_epoch = config.num_train_images / config.batch_size
         self.peak = config.base_learning_rate * config.batch_size / BASE_BATCH_SIZE
         self.num_warmup_steps = int(config.warmup_epochs * batches_per_epoch)
-        self.boundaries = [int(batches_per_epoch * epoch) for epoch in config.decay_epochs]
+        boundaries = [int(batches_per_epoch * epoch) for epoch in config.decay_epochs]
+        self.boundaries = numpy.array(boundaries, numpy.int64)
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """The rate of a step, float32."""

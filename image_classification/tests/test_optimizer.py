@@ -57,6 +57,11 @@ def test_without_warm_up_the_first_step_has_the_peak():
     assert float(rate(tf.constant(0, tf.int64))) == pytest.approx(0.032)
 
 
+def test_without_boundaries_the_rate_stays():
+    rate = optimizer.LearningRate(dataclasses.replace(REFERENCE, decay_epochs=()))
+    assert float(rate(tf.constant(5_000_000, tf.int64))) == pytest.approx(0.032)
+
+
 def test_the_rate_grows_with_the_batch():
     peaks = [
         optimizer.LearningRate(dataclasses.replace(REFERENCE, batch_size=size)).peak
