@@ -1,4 +1,4 @@
-"""What every prepare.py does the same way: one process at a time, and a manifest of what it made."""
+"""What every prepare.py does the same way: one process at a time, a manifest of what it made."""
 
 from __future__ import annotations
 

@@ -9,15 +9,10 @@ time, the order of the training set) the rule is stated here.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import io
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +23,7 @@ from tqdm import tqdm
 
 from harness.errors import UsageError
 from harness.options import exit_with, parse_command_line
+from harness.prepared import locked, write_manifest
 from recommendation.config import EVALUATION_SEED, MIN_RATINGS, PRESETS, Config, check_values
 
 IntArray = NDArray[numpy.integer]
@@ -185,24 +181,13 @@ def prepare(config: Config, data_dir: Path) -> None:
     print(f"preparing {source}: {len(users):,} ratings", file=sys.stderr)
     interactions = split_interactions(users, items, times, config.num_eval_negatives)
     try:
-        with _locked(data_dir):
+        with locked(data_dir):
             if is_prepared(config, data_dir):  # by another process, meanwhile
                 return
             _write(interactions, config, source, data_dir)
     except OSError as error:
         cause = f"cannot write {data_dir}/prepared: {error.strerror}"
         raise UsageError(f"{cause}; make room, or prepare where it can be written") from error
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes that prepare the same folder waiting."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _write(interactions: Interactions, config: Config, source: Path, data_dir: Path) -> None:
@@ -221,24 +206,11 @@ def _write(interactions: Interactions, config: Config, source: Path, data_dir: P
             "num_train": len(interactions.train_users),
         }
         (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-        _write_manifest(temporary)
+        write_manifest(temporary)
         shutil.rmtree(data_dir / "prepared", ignore_errors=True)
         temporary.rename(data_dir / "prepared")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_manifest(folder: Path) -> None:
-    """MANIFEST.sha256 over the files of `folder`, in the format of sha256sum -c; all synced."""
-    lines = []
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
-            os.fsync(file.fileno())
-    with (folder / "MANIFEST.sha256").open("w") as manifest:
-        manifest.writelines(lines)
-        manifest.flush()
-        os.fsync(manifest.fileno())
 
 
 def main(arguments: list[str] | None = None) -> int:
