@@ -131,9 +131,8 @@ def _write(sources: Sources, config: Config, data_dir: Path) -> None:
     counts = {name: record["num_images"] for name, record in sorted(records.items())}
     changed = sorted(name for record in records.values() for name in record["encoded_anew"])
     write_json(folder / "meta.json", {**meta, "num_images": counts, "encoded_anew": changed})
-    for pattern in ("*-of-*.json", "begun.json", "*.part", "*.tmp"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    for path in [*folder.glob("*-of-*.json"), folder / "begun.json"]:
+        path.unlink()
     write_manifest(folder, known={name: record["sha256"] for name, record in records.items()})
     shutil.rmtree(data_dir / "prepared", ignore_errors=True)
     folder.rename(data_dir / "prepared")

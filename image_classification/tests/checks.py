@@ -632,6 +632,22 @@ def check_order_ignores_threads(numbered: data.Images) -> None:
             assert contents_of(data.eval_batches(numbered, NUMBERED)) == expected_eval
 
 
+def check_operations_keep_the_order(numbered: data.Images) -> None:
+    """Each parallel operation is told to, also where TensorFlow as a whole is not (--compile)."""
+    for batches in (
+        data.train_batches(numbered, NUMBERED, 1, 1, 0),
+        data.eval_batches(numbered, NUMBERED),
+    ):
+        assert batches.options().deterministic
+        graph = tf.compat.v1.GraphDef.FromString(batches._as_serialized_graph().numpy())
+        found = {
+            node.op: node.attr["deterministic"].s
+            for node in graph.node
+            if "deterministic" in node.attr
+        }
+        assert found == {"ParallelInterleaveDatasetV4": b"true", "ParallelMapDatasetV2": b"true"}
+
+
 def check_skipping(numbered: data.Images) -> None:
     """An epoch that begins at a later step is the tail of the whole one, to the bit."""
     whole = contents_of(data.train_batches(numbered, NUMBERED, 1, 3, 0))

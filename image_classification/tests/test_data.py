@@ -47,6 +47,10 @@ def test_batches_do_not_depend_on_threads(numbered):
     checks.check_order_ignores_threads(numbered)
 
 
+def test_parallel_operations_keep_the_order(numbered):
+    checks.check_operations_keep_the_order(numbered)
+
+
 def test_a_later_start_is_the_tail_of_the_epoch(numbered):
     checks.check_skipping(numbered)
 
@@ -168,7 +172,7 @@ def test_training_and_validation_images_are_others():
     assert not set(train.made_up) & set(validation.made_up)
 
 
-@pytest.mark.parametrize("preset", [TINY, dataclasses.replace(MINI, preset="mini")])
+@pytest.mark.parametrize("preset", [TINY, MINI], ids=["tiny", "mini"])
 def test_made_up_images_need_no_files(preset):
     options = RunOptions(data_dir=Path("/there is nothing"), synthetic_data=True)
     data.check_files(preset, options)

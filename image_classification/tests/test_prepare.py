@@ -381,8 +381,8 @@ def test_left_overs_of_another_configuration_are_cleared_away(made_up, data_dir)
     assert len(examples_of(data_dir, "train")) == made_up.num_train_images
 
 
-def test_half_a_record_of_a_shard_is_cleared_away(made_up, data_dir):
-    """A kill within the writing of a small file leaves its temporary one."""
+def test_what_a_kill_left_half_written_is_gone_in_the_end(made_up, data_dir):
+    """Of a shard, or of the small file beside it."""
     folder = data_dir / "prepared.tmp"
     folder.mkdir()
     meta = prepare.expected_meta(config_of(made_up))
