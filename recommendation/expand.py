@@ -12,8 +12,8 @@ probability that stands in the left matrix. The left matrix is the original, red
 Every draw comes from a stream of its own block or row, seeded by its place, and what is kept is
 decided by integers: the expanded data is bitwise the same everywhere as long as the keep rates
 are. Those come from a singular value decomposition in float64, which LAPACKs round differently in
-about the 12th digit; rounded to 65536ths they agree but for a chance of one in a million or so.
-meta.json of the prepared data stores them, so that two machines can be compared.
+about the 12th digit; rounded to 65536ths they agree, unless one lies that near to the middle of
+two. meta.json of the prepared data stores them, so that two machines can be compared.
 
 Shapes: U users, I films and P training positives of the original; R rows and C columns of the
 left matrix, K = min(R, C).
@@ -104,8 +104,8 @@ def expand_row(
 
     A user is in every block of its row the copy of another original user. It holds out the
     held-out film of one of these, drawn in proportion to the blocks' keep rates; as that film is
-    not among the original user's training positives, its copy is not among these. A user of whom
-    no training positive was kept is left out.
+    not among the original user's training positives (MovieLens has no rating twice), its copy is
+    not among these. A user of whom no training positive was kept is left out.
     """
     num_users, num_items = interactions.num_users, interactions.num_items
     all_items = num_items * rates.shape[1]
