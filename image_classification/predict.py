@@ -8,6 +8,7 @@ into predictions.png. Without files it takes nine images of the validation set.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
@@ -61,26 +62,38 @@ class Labelled:
     label: int | None = None
 
 
-def load_model(run: Path, config: Config) -> keras.Model:
-    """The model of a run's newest checkpoint. Raises UsageError where the run has none."""
+def load_model(run: Path, config: Config) -> tuple[keras.Model, Config]:
+    """The model of a run's newest checkpoint, and the facts that it was trained with.
+
+    Raises UsageError where the run has none, or is of another preset than `config`.
+    """
     checkpoint = newest_checkpoint(run / "checkpoints")
     if checkpoint is None:
         raise UsageError(f"{run} has no checkpoint; train first, or name another run")
     stored = json.loads((run / "config.json").read_text())["config"]
     if stored["preset"] != config.preset:
         raise UsageError(f"{run} is a run of {stored['preset']}; give that preset")
+    fields = (
+        "num_blocks",
+        "num_filters",
+        "stem_kernel",
+        "stem_stride",
+        "train_size",
+        "eval_resize",
+    )
+    config = dataclasses.replace(config, **{name: stored[name] for name in fields})
     model = resnet(
-        stored["num_classes"],
-        stored["num_blocks"],
-        stored["num_filters"],
-        stored["stem_kernel"],
-        stored["stem_stride"],
-        stored["train_size"],
+        config.num_classes,
+        config.num_blocks,
+        config.num_filters,
+        config.stem_kernel,
+        config.stem_stride,
+        config.train_size,
     )
     with numpy.load(checkpoint.path) as arrays:  # the model's variables, then the optimiser's
         for variable, name in zip(model.variables, sorted(arrays.files), strict=False):
             variable.assign(arrays[name])
-    return model
+    return model, config
 
 
 def read_files(paths: Sequence[Path]) -> list[Labelled]:
@@ -124,7 +137,10 @@ def read_class_names(data_dir: Path) -> dict[int, str]:
 def draw(
     images: Sequence[Labelled], texts: Sequence[str], colours: Sequence[str], path: Path
 ) -> None:
-    """A grid of images with a few lines of text under each."""
+    """A grid of images with a few lines of text over each.
+
+    Raises UsageError where the file cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -140,8 +156,13 @@ def draw(
     for axis, image, text, colour in zip(axes.flat, images, texts, colours, strict=False):
         axis.imshow(tf.io.decode_jpeg(image.encoded, channels=3))
         axis.set_title(text, fontsize="small", color=colour)
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        cause = f"cannot write {path}: {error.strerror or error}"
+        raise UsageError(f"{cause}; name another file with --picture") from error
     pyplot.close(figure)
+    print(f"picture: {path}", file=sys.stderr)
 
 
 def describe(
@@ -164,12 +185,14 @@ def main(arguments: list[str] | None = None) -> int:
             options = tyro.cli(
                 PredictOptions, prog="python -m image_classification.predict", args=arguments
             )
+        if options.num_classes < 1:
+            raise UsageError(f"--num-classes is {options.num_classes}; give 1 or more")
         tensorflow_support.hide_gpus()
         config = PRESETS[options.preset][1]
         defaults = default_options("image_classification", options.preset)
         runs = options.run or defaults.results_dir / "image_classification" / options.preset
         run = newest_run(runs, needs="checkpoints/*.json")
-        model = load_model(run, config)
+        model, config = load_model(run, config)
         if options.images:
             images = read_files(options.images)
         else:
@@ -185,7 +208,6 @@ def main(arguments: list[str] | None = None) -> int:
         for image, (text, _) in zip(images, found, strict=True):
             print(f"{image.name}:\n{text}")
         draw(images, [text for text, _ in found], [colour for _, colour in found], options.picture)
-        print(f"picture: {options.picture}", file=sys.stderr)
     except UsageError as error:
         return exit_with(error)
     return 0

@@ -458,7 +458,7 @@ def old_windows(height: int, width: int, num_crops: int, min_area: float) -> NDA
 
 def check_crops() -> None:
     """Crops keep the bounds, and are distributed as those of v0.5's operation."""
-    num_crops = 4_000
+    num_crops = 2_000
     config = dataclasses.replace(REFERENCE, train_size=2)
     for height, width in ((300, 400), (500, 333)):
         encoded = encode(make_pixels(0, height, width))

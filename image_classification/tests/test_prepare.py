@@ -593,6 +593,7 @@ DAMAGED_TABLES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:loadtxt")
 @pytest.mark.parametrize("damage", DAMAGED_TABLES)
 def test_a_damaged_table_is_one_line(mnist, tmp_path, damage):
     content = (mnist / "mnist_5k.csv.gz").read_bytes()
