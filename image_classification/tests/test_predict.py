@@ -116,7 +116,9 @@ def test_files_of_ones_own(results, run_predict, tmp_path):
     assert (tmp_path / "found.png").exists()
 
 
-def test_classes_have_names_as_long_as_the_data_set_is_there(mini_data, run_predict, tmp_path, monkeypatch):
+def test_classes_have_names_as_long_as_the_data_set_is_there(
+    mini_data, run_predict, tmp_path, monkeypatch
+):
     monkeypatch.setenv("DATA_DIR", str(mini_data))
     train_here(tmp_path, "mini", "--num-steps", "2", "--num-filters", "4", status=0)
     status, out, err = run_predict("mini", "--num-classes", "10", results=tmp_path)
