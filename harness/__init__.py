@@ -11,3 +11,6 @@ import os
 # imports the harness first.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# TensorFlow's start-up notes (which CPU features, which kernels) would hide the run's own lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -235,7 +235,7 @@ dataset_record() {
 # --- disk, folder, lock, signals --------------------------------------------------------------------
 
 dataset_size_of() {
-  if [[ -e $DATA_DIR/$1 ]]; then stat --format=%s -- "$DATA_DIR/$1"; else echo 0; fi
+  if [[ -e $DATA_DIR/$1 ]]; then stat --dereference --format=%s -- "$DATA_DIR/$1"; else echo 0; fi
 }
 
 dataset_free_bytes() {

@@ -257,10 +257,16 @@ class Run:
         self._write_record()
         return reached
 
-    def report_speed(self, steps_per_epoch: int, evaluation_s: float) -> None:
+    def report_speed(
+        self,
+        steps_per_epoch: int,
+        evaluation_s: float,
+        input_examples_per_s: float | None = None,
+    ) -> None:
         """Print pace and estimated time to the target; the first fifth of the steps is warm-up.
 
-        run.json has them as `speed`.
+        `input_examples_per_s`: pace of the input pipeline alone, over all processes, where there
+        is one that could hold the steps up. run.json has all of them as `speed`.
         """
         num_warm_up = max(1, len(self._seconds_by_step) // 5)
         paces_s = self._seconds_by_step[num_warm_up:] or self._seconds_by_step
@@ -274,8 +280,12 @@ class Run:
             "epoch_s": epoch_s,
             "seconds_to_target": total_s,
         }
+        pace = f"{examples_per_s:,.0f} examples/s, {step_s * 1000:.2f} ms a step"
+        if input_examples_per_s is not None:
+            self._speed["input_examples_per_s"] = input_examples_per_s
+            pace += f"; the input pipeline alone {input_examples_per_s:,.0f} examples/s"
         self._say(
-            f"{examples_per_s:,.0f} examples/s, {step_s * 1000:.2f} ms a step\n"
+            f"{pace}\n"
             f"an epoch: {steps_per_epoch:,} steps and an evaluation of {evaluation_s:,.1f} s, "
             f"together {epoch_s:,.1f} s\n"
             f"estimated time to the target: {total_s:,.0f} s "

@@ -10,15 +10,10 @@ DATA_DIR/prepared-16x32/, many times as large (expand.py), one row of blocks aft
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import io
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +25,7 @@ from tqdm import tqdm
 
 from harness.errors import UsageError
 from harness.options import exit_with, parse_command_line
+from harness.prepared import locked, write_manifest
 from recommendation import expand
 from recommendation.config import EVALUATION_SEED, MIN_RATINGS, PRESETS, Config, check_values
 
@@ -204,24 +200,13 @@ def prepare(config: Config, data_dir: Path) -> None:
     num_eval_negatives = 0 if is_expanded else config.num_eval_negatives
     interactions = split_interactions(users, items, times, num_eval_negatives)
     try:
-        with _locked(data_dir):
+        with locked(data_dir):
             if is_prepared(config, data_dir):  # by another process, meanwhile
                 return
             _write(interactions, config, source, data_dir)
     except OSError as error:
         cause = f"cannot write {prepared_folder(config, data_dir)}: {error.strerror}"
         raise UsageError(f"{cause}; make room, or prepare where it can be written") from error
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes that prepare the same folder waiting."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _write(interactions: Interactions, config: Config, source: Path, data_dir: Path) -> None:
@@ -241,7 +226,7 @@ def _write(interactions: Interactions, config: Config, source: Path, data_dir: P
             **sizes,
         }
         (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-        _write_manifest(temporary)
+        write_manifest(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
@@ -292,19 +277,6 @@ def _save_expanded(interactions: Interactions, config: Config, folder: Path) -> 
 def shard_name(name: str, row: int) -> str:
     """File of an array's part for one row of blocks."""
     return f"{name}-{row:03d}.npy"
-
-
-def _write_manifest(folder: Path) -> None:
-    """MANIFEST.sha256 over the files of `folder`, in the format of sha256sum -c; all synced."""
-    lines = []
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
-            os.fsync(file.fileno())
-    with (folder / "MANIFEST.sha256").open("w") as manifest:
-        manifest.writelines(lines)
-        manifest.flush()
-        os.fsync(manifest.fileno())
 
 
 def main(arguments: list[str] | None = None) -> int:

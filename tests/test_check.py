@@ -920,6 +920,16 @@ def test_sizes_of_the_data_sets():
         assert presets[name]["eval_samples"] == num_users
 
 
+def test_image_classifications_data_and_evaluations():
+    """No option changes them, so that the rules have them as numbers."""
+    rules = tomllib.loads((ROOT / "image_classification" / "rules.toml").read_text())
+    for name, (_, config) in importlib.import_module("image_classification.config").PRESETS.items():
+        assert rules["presets"][name]["train_samples"] == config.num_train_images
+        assert rules["presets"][name]["eval_samples"] == config.num_eval_images
+        every = config.epochs_between_evaluations
+        assert rules["evaluation"] == {"first_epoch": every, "every_epochs": every}
+
+
 # --- The command ----------------------------------------------------------------------------
 
 

@@ -1,4 +1,5 @@
-"""PyTorch 2.7.1 carries machine code for the P100, the reference machine's GPU, and up to sm_90.
+"""PyTorch 2.7.1 and TensorFlow carry machine code for the P100, the reference machine's GPU, and up
+to sm_90.
 
 Read out of the installed libraries, so it needs no GPU: CUDA code lies in the ELF section
 `.nv_fatbin` as a row of containers, each a header and one entry for each architecture.
@@ -6,13 +7,15 @@ Read out of the installed libraries, so it needs no GPU: CUDA code lies in the E
 
 import importlib.metadata
 import mmap
+import re
 import struct
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-MACHINE_CODE = 2  # the kind of an entry; 1 is PTX, which only GPUs at least as new can use
+ROOT = Path(__file__).parent.parent
+PTX, MACHINE_CODE = 1, 2  # the kind of an entry; only GPUs at least as new can use PTX
 CONTAINER = struct.Struct("<IHHQ")  # magic number, version, header's bytes, bytes that follow it
 CONTAINER_MAGIC = 0xBA55ED50
 ENTRY = struct.Struct("<HHIQ12xI")  # kind, version, header's bytes, bytes after it, architecture
@@ -35,8 +38,8 @@ def fatbin_section(library: mmap.mmap) -> tuple[int, int]:
     raise AssertionError("no CUDA code in this library")
 
 
-def architectures(path: Path) -> Counter[int]:
-    """Architecture (60 for sm_60) to the number of pieces of machine code for it."""
+def architectures(path: Path, wanted_kind: int = MACHINE_CODE) -> Counter[int]:
+    """Architecture (60 for sm_60) to the number of pieces of machine code, or PTX, for it."""
     counts: Counter[int] = Counter()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as library:
         position, end = fatbin_section(library)
@@ -51,7 +54,7 @@ def architectures(path: Path) -> Counter[int]:
                 kind, _, entry_header_bytes, code_bytes, architecture = ENTRY.unpack_from(
                     library, entry
                 )
-                counts[architecture] += kind == MACHINE_CODE
+                counts[architecture] += kind == wanted_kind
                 entry += entry_header_bytes + code_bytes
     return counts
 
@@ -78,3 +81,19 @@ def test_pytorch_runs_on_a_p100_and_up_to_sm_90(package: str, library: str) -> N
     if package == "torch":
         # Every kernel, not just some: each piece that there is for the V100 is there for the P100.
         assert counts[60] == counts[70]
+
+
+@pytest.mark.parametrize("library", ["libtensorflow_cc.so.2", "libtensorflow_framework.so.2"])
+def test_tensorflow_runs_on_a_p100_up_to_sm_90_and_beyond(library: str) -> None:
+    """Every kernel for each of them, and its PTX, which newer GPUs translate when they start."""
+    path = importlib.metadata.distribution("tensorflow").locate_file(f"tensorflow/{library}")
+    counts = architectures(Path(str(path)))
+    assert counts[60] == counts[70] == counts[80] == counts[90] > 0
+    assert +architectures(Path(str(path)), PTX) == {90: counts[90]}
+
+
+def test_the_tensorflow_images_take_a_cudnn_that_knows_the_p100() -> None:
+    """9.11 is the first without Pascal."""
+    lock = (ROOT / "harness" / "requirements-tensorflow.txt").read_text()
+    ((major, minor),) = re.findall(r"^nvidia-cudnn-cu12==(\d+)\.(\d+)\.", lock, re.MULTILINE)
+    assert (9, 0) <= (int(major), int(minor)) < (9, 11)

@@ -40,8 +40,8 @@ FRAMEWORKS = {"torch", "torchvision", "torchaudio", "tensorflow", "keras", "jax"
 FRAMEWORK_FILES = {"torch_support.py", "tensorflow_support.py"}
 
 
-def uses_torch(benchmark: str) -> bool:
-    return "torch" in (ROOT / benchmark / "requirements.in").read_text().split()
+def uses(framework: str, benchmark: str) -> bool:
+    return framework in (ROOT / benchmark / "requirements.in").read_text().split()
 
 
 def project_files(*suffixes: str) -> list[Path]:
@@ -74,7 +74,7 @@ def parse(path: Path) -> ast.Module:
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_every_benchmark_has_all_rooms(benchmark: str) -> None:
     rooms = ROOMS.split()
-    if uses_torch(benchmark):
+    if uses("torch", benchmark):
         rooms.append("requirements-newest.txt")
     folder = ROOT / benchmark
     assert [room for room in rooms if not (folder / room).is_file()] == []
@@ -98,7 +98,11 @@ def test_no_folder_is_an_empty_stub() -> None:
 
 LOCKS = [path for path in project_files(".txt") if path.name.startswith("requirements")]
 NEWEST_LOCKS = [path for path in LOCKS if path.stem.endswith("-newest")]
-DEFAULT_LOCKS = [path for path in LOCKS if path not in NEWEST_LOCKS]
+TENSORFLOW_LOCKS = [
+    ROOT / "harness/requirements-tensorflow.txt",
+    *(ROOT / name / "requirements.txt" for name in BENCHMARKS if uses("tensorflow", name)),
+]
+DEFAULT_LOCKS = [path for path in LOCKS if path not in NEWEST_LOCKS + TENSORFLOW_LOCKS]
 PIN = re.compile(r"([a-z0-9][a-z0-9-]*)==([^ ]+)(?: ; [^\\]*)?(?: \\)?")
 HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}(?: \\)?")
 TORCH_OWN = re.compile(r"torch|triton|cuda-.*|nvidia-.*")
@@ -147,7 +151,11 @@ def test_every_requirement_is_pinned_with_digests(lock: Path) -> None:
     assert "win32" not in text or "colorama" in text
 
 
-@pytest.mark.parametrize("locks", [DEFAULT_LOCKS, NEWEST_LOCKS], ids=["default", "newest"])
+@pytest.mark.parametrize(
+    "locks",
+    [DEFAULT_LOCKS, NEWEST_LOCKS, TENSORFLOW_LOCKS],
+    ids=["default", "newest", "tensorflow"],
+)
 def test_locks_agree(locks: list[Path]) -> None:
     agreed: dict[str, str] = {}
     for lock in locks:
@@ -163,6 +171,15 @@ def test_only_pytorch_differs_in_the_locks_for_the_newest() -> None:
                 assert default.get(name) == version, f"{name} in {name_of(lock)}"
 
 
+def test_only_nvidias_libraries_differ_in_the_locks_for_tensorflow() -> None:
+    """The two frameworks ask for other versions of them; the common environment has PyTorch's."""
+    default = pins(ROOT / "requirements-dev.txt")
+    for lock in TENSORFLOW_LOCKS:
+        for name, version in pins(lock).items():
+            if not name.startswith("nvidia-"):
+                assert default.get(name) == version, f"{name} in {name_of(lock)}"
+
+
 def test_the_development_lock_holds_every_default_lock() -> None:
     everything = pins(ROOT / "requirements-dev.txt")
     for lock in DEFAULT_LOCKS:
@@ -175,13 +192,17 @@ def test_a_benchmarks_locks_hold_its_needs_and_the_shared_layer(benchmark: str) 
     folder = ROOT / benchmark
     needs = direct_needs(folder / "requirements.in")
     assert direct_needs(ROOT / "harness/requirements.in") <= needs
-    endings = {"": "2.7.1", "-newest": "2.14.1"} if uses_torch(benchmark) else {}
-    for ending, version in endings.items():
+    versions = {
+        "torch": {"": "2.7.1", "-newest": "2.14.1"},
+        "tensorflow": {"": "2.21.0"},
+    }
+    (framework,) = (name for name in versions if uses(name, benchmark))
+    for ending, version in versions[framework].items():
         lock = pins(folder / f"requirements{ending}.txt")
-        layer = pins(ROOT / f"harness/requirements-torch{ending}.txt")
+        layer = pins(ROOT / f"harness/requirements-{framework}{ending}.txt")
         assert needs <= lock.keys()
         assert layer.items() <= lock.items()
-        assert lock["torch"] == version
+        assert lock[framework] == version
 
 
 # --- python ---------------------------------------------------------------------------------------
@@ -358,16 +379,21 @@ def test_the_image_is_what_the_contract_says(benchmark: str) -> None:
             assert "--no-cache-dir" in line
 
 
-def test_all_pytorch_images_share_the_framework_layer() -> None:
-    end = "# --- Down to here all PyTorch images have the same bytes"
+@pytest.mark.parametrize(
+    ("framework", "name"), [("torch", "PyTorch"), ("tensorflow", "TensorFlow")]
+)
+def test_all_images_of_a_framework_share_its_layer(framework: str, name: str) -> None:
+    end = f"# --- Down to here all {name} images have the same bytes"
     beginnings = set()
-    for benchmark in filter(uses_torch, BENCHMARKS):
+    users = [benchmark for benchmark in BENCHMARKS if uses(framework, benchmark)]
+    for benchmark in users:
         beginning, marker, _ = (ROOT / benchmark / "Dockerfile").read_text().partition(end)
         assert marker, benchmark
-        assert "/opt/locks/requirements-torch" in beginning
+        for step in ("COPY harness/", "/opt/locks/"):
+            assert f"{step}requirements-{framework}" in beginning
         assert benchmark not in beginning
         beginnings.add(beginning)
-    assert len(beginnings) == 1
+    assert len(beginnings) == min(1, len(users))
 
 
 NAMED_FILE = re.compile(

@@ -7,7 +7,7 @@
 # Needs uv (pip install uv), which nothing else in the project does. The development lock comes
 # first: it holds the needs of all benchmarks at once and binds all the others, so that they agree
 # and one virtual environment serves them all. In the locks for the newest PyTorch only PyTorch and
-# what it drags along may differ.
+# what it drags along may differ, in those of the TensorFlow images only NVIDIA's libraries.
 set -euo pipefail
 
 case "$*" in
@@ -63,9 +63,24 @@ newest=$scratch/newest.txt
   pins harness/requirements-torch-newest.txt
 } >"$newest"
 
+# The two frameworks pin other versions of NVIDIA's libraries.
+without_nvidia=$scratch/without-nvidia.txt
+pins requirements-dev.txt | grep -vE '^nvidia-' >"$without_nvidia"
+lock_within "$without_nvidia" harness/requirements-tensorflow.txt harness/requirements-tensorflow.in
+tensorflow=$scratch/tensorflow.txt
+{
+  cat "$without_nvidia"
+  pins harness/requirements-tensorflow.txt | grep -E '^nvidia-'
+} >"$tensorflow"
+
 for folder in */; do
   folder=${folder%/}
   if [[ $folder == harness || ! -e $folder/requirements.in ]]; then
+    continue
+  fi
+  if grep -qx tensorflow "$folder/requirements.in"; then
+    lock_within "$tensorflow" "$folder/requirements.txt" \
+      "$folder/requirements.in" harness/requirements-tensorflow.in
     continue
   fi
   lock_within requirements-dev.txt "$folder/requirements.txt" \

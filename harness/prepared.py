@@ -1,0 +1,40 @@
+"""What every prepare.py does the same way: one process at a time, a manifest of what it made."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that prepare the same folder waiting."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """MANIFEST.sha256 over the files of `folder`, in the format of sha256sum -c; all synced.
+
+    `known` gives digests (by name) that need not be computed again.
+    """
+    lines = []
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            digest = (known or {}).get(path.name)
+            if digest is None:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            lines.append(f"{digest}  {path.name}\n")
+            os.fsync(file.fileno())
+    with (folder / "MANIFEST.sha256").open("w") as manifest:
+        manifest.writelines(lines)
+        manifest.flush()
+        os.fsync(manifest.fileno())
