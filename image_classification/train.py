@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 # First: it imports TensorFlow without its start-up notes.
@@ -74,15 +74,9 @@ def train(config: Config, options: RunOptions) -> int:
             optimizer = Momentum(LearningRate(config), config.momentum)
             optimizer.build(model.trainable_variables)
         trainer_state = [*model.variables, *optimizer.variables]
-        # A step for each size of batch, traced once: processes that differ in how often they trace
-        # would number the sums over them differently, and wait for each other for ever.
-        train_steps = {
-            size: make_train_step(model, optimizer, strategy, config, options)
-            for size in (config.batch_size, config.num_train_images % config.batch_size)
-            if size
-        }
+        train_step = make_train_step(model, optimizer, strategy, config, options)
         eval_step = make_eval_step(model, strategy)
-        warm_up(train_steps, trainer_state, strategy, config)
+        warm_up(train_step, trainer_state, strategy, config)
         log_recipe(run, config)
         device = "gpu" if tf.config.list_logical_devices("GPU") else "cpu"
         steps_per_epoch = data.num_steps(config)
@@ -124,8 +118,8 @@ def train(config: Config, options: RunOptions) -> int:
                 start = step * config.batch_size
                 size = min(config.batch_size, train_images.num_images - start)
                 pieces = tensorflow_support.split(strategy, images, labels)
-                stop = tf.constant(run.stop_requested)
-                losses.append(train_steps[size](*pieces, tf.constant(size), stop))
+                stop = tf.constant(run.stop_requested)  # a Python bool would be traced anew
+                losses.append(train_step(*pieces, tf.constant(size), stop))
                 num_seen += size
 
                 # A look at what happened: losses, progress, checkpoint, signals. All processes
@@ -208,14 +202,15 @@ def make_train_step(
 
 
 def warm_up(
-    train_steps: Mapping[int, Step],
+    train_step: Step,
     trainer_state: list[keras.Variable],
     strategy: tf.distribute.Strategy,
     config: Config,
 ) -> None:
-    """Trace and compile each step on a made-up batch of its size, and put everything back."""
+    """Trace and compile the step on a made-up batch of each size, and put everything back."""
     before = [variable.numpy() for variable in trainer_state]
-    for size, train_step in sorted(train_steps.items()):
+    last = config.num_train_images % config.batch_size
+    for size in {config.batch_size, last or config.batch_size}:
         first, last = share(size)  # which of them are this process's
         images = tf.zeros((last - first, config.train_size, config.train_size, 3))
         labels = tf.ones(last - first, tf.int32)
