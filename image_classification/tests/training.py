@@ -443,10 +443,13 @@ def check_trajectory(num_steps: int = 30, bound: float = 1e-6) -> list[float]:
 
 
 def check_batches(recording: Recording) -> None:
-    """The steps saw the pipeline's batches, epoch after epoch to the last, each its own crops."""
+    """The steps saw the pipeline's batches, epoch after epoch to the last, each its own crops.
+
+    Two of hundreds of crops of so small a picture may be the same by chance.
+    """
     train_images, _ = data.load(SMALL, RunOptions())
     whole = -(-SMALL.num_train_images // SMALL.batch_size)
-    seen: set[bytes] = set()
+    pictures: list[bytes] = []
     for number, (batch, labels) in enumerate(recording.batches):
         epoch, step = number // whole + 1, number % whole
         if step == 0:
@@ -455,9 +458,8 @@ def check_batches(recording: Recording) -> None:
         assert labels.tolist() == expected_labels.numpy().tolist()
         assert (batch == expected.numpy()).all()
         assert len(labels) == (SMALL.batch_size if step + 1 < whole else 8)
-        pictures = {picture.tobytes() for picture in batch}
-        assert len(pictures) == len(batch) and not pictures & seen
-        seen |= pictures
+        pictures += [picture.tobytes() for picture in batch]
+    assert len(set(pictures)) >= 0.99 * len(pictures)
 
 
 def check_augmentation() -> None:
