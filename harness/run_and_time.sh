@@ -35,7 +35,10 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 # The project is imported from here, never from the folder that this was called in.
 export PYTHONPATH=$root PYTHONSAFEPATH=1
-"$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("tyro"))' \
+framework=torch
+! grep -qx tensorflow "$root/$benchmark/requirements.in" || framework=tensorflow
+is_there='import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))'
+"$PYTHON" -c "$is_there" tyro "$framework" \
   || fail "$PYTHON lacks what $benchmark needs; run ./quickstart.sh $benchmark, or install" \
     "$benchmark/requirements.txt"
 

@@ -499,6 +499,77 @@ def test_environment_follows_the_gpu(checkout: Checkout, packages: Packages) -> 
     assert version_on("") == "1.0"
 
 
+@pytest.mark.parametrize(
+    ("capability", "benchmarks", "expected"),
+    [
+        ("", "all", "recommendation/requirements.txt translation/requirements-host.txt"),
+        ("9.0", "recommendation", "recommendation/requirements.txt"),
+        (
+            "9.0",
+            "translation",
+            "translation/requirements-host.txt harness/requirements-torch.txt",
+        ),
+        (
+            "6.0",
+            "all",
+            "recommendation/requirements.txt translation/requirements-host.txt "
+            "harness/requirements-torch.txt",
+        ),
+        ("12.0", "recommendation", "recommendation/requirements-newest.txt"),
+        ("12.0", "translation", "translation/requirements.txt"),
+    ],
+)
+def test_locks_follow_the_gpu_and_the_framework(
+    checkout: Checkout, capability: str, benchmarks: str, expected: str
+) -> None:
+    assert locks(checkout, capability, benchmarks) == (0, expected)
+
+
+def test_no_environment_holds_the_newest_pytorch_and_tensorflow_with_a_gpu(
+    checkout: Checkout,
+) -> None:
+    status, line = locks(checkout, "12.0", "all")
+    assert status == 2
+    assert line.endswith("ask for these one by one: recommendation translation")
+
+
+def locks(checkout: Checkout, capability: str, benchmarks: str) -> tuple[int, str]:
+    """What tools/environment.sh chooses on such a GPU, and its exit status."""
+    (checkout.root / "translation/requirements-host.txt").touch()
+    answer = f'if [[ $1 == --list-gpus ]]; then echo "GPU 0: A"; else echo {capability}; fi'
+    write_script(checkout.bin / "nvidia-smi", answer if capability else "exit 9")
+    choose = 'source tools/environment.sh; choose_benchmarks "$1"; choose_locks'
+    program = f'set -euo pipefail; {choose}; echo "${{locks[*]}}"'
+    done = subprocess.run(
+        ["bash", "-c", program, "bash", benchmarks],
+        cwd=checkout.root,
+        env=checkout.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode, done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_tensorflows_own_cuda_libraries_push_out_the_others(
+    checkout: Checkout, packages: Packages
+) -> None:
+    packages.lock("translation/requirements-host.txt", "1.0")
+    packages.lock("translation/requirements.txt", "2.0")
+
+    def version_on(capability: str, benchmark: str) -> str:
+        write_script(checkout.bin / "nvidia-smi", f"echo {capability}" if capability else "exit 9")
+        run = checkout.run_without_python("quickstart.sh", benchmark)
+        assert run.returncode == 0, run.stderr
+        return packages.installed_version
+
+    assert version_on("", "recommendation") == "1.0"
+    assert version_on("", "translation") == "1.0"
+    assert version_on("12.0", "translation") == "2.0"
+    assert version_on("", "recommendation") == "1.0"
+
+
 @pytest.mark.slow
 def test_a_lock_without_digests_is_refused(checkout: Checkout, packages: Packages) -> None:
     packages.lock("recommendation/requirements.txt", "1.0")

@@ -134,18 +134,41 @@ has_newer_gpu() {
   return 1
 }
 
-# choose_locks: sets `locks`, one for each of `benchmarks`: those for the newest PyTorch where a GPU
-# here needs it.
+has_gpu() {
+  nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU'
+}
+
+uses_tensorflow() {
+  [[ -e $repository/$1/requirements-host.txt ]]
+}
+
+# choose_locks: sets `locks` by `benchmarks` and the GPU here. TensorFlow brings no CUDA libraries
+# where there is no GPU, and takes those of PyTorch 2.7.1 where there is one. A GPU newer than that
+# gets the newest PyTorch, and TensorFlow with its own libraries, which cannot lie beside those.
 choose_locks() {
-  local benchmark
+  local benchmark torch_lock=requirements.txt tensorflow_lock=requirements-host.txt
+  local num_tensorflow=0
+  if has_newer_gpu; then
+    torch_lock=requirements-newest.txt
+    tensorflow_lock=requirements.txt
+  fi
   locks=()
   for benchmark in "${benchmarks[@]}"; do
-    if [[ -e $repository/$benchmark/requirements-newest.txt ]] && has_newer_gpu; then
-      locks+=("$benchmark/requirements-newest.txt")
+    if uses_tensorflow "$benchmark"; then
+      num_tensorflow=$((num_tensorflow + 1))
+      locks+=("$benchmark/$tensorflow_lock")
     else
-      locks+=("$benchmark/requirements.txt")
+      locks+=("$benchmark/$torch_lock")
     fi
   done
+  if ((num_tensorflow)) && has_gpu; then
+    if [[ $tensorflow_lock == requirements-host.txt ]]; then
+      locks+=(harness/requirements-torch.txt)
+    elif ((num_tensorflow < ${#benchmarks[@]})); then
+      fail "the newest PyTorch and TensorFlow exclude each other's CUDA libraries on this GPU" \
+        "ask for these one by one: ${benchmarks[*]}"
+    fi
+  fi
 }
 
 # --- the environment ------------------------------------------------------------------------------
@@ -249,9 +272,13 @@ show_progress() {
   done
 }
 
+agrees() {
+  [[ $1 != *-newest.txt ]] && ! { [[ $1 == */requirements.txt ]] && uses_tensorflow "${1%/*}"; }
+}
+
 # remember_locks LOCK...: writes .venv/locks.sha256. What was installed before still counts where
-# its lock is unchanged, since all locks agree; but those for the newest PyTorch agree with no
-# other.
+# its lock is unchanged, since all locks agree; but those for the newest PyTorch and TensorFlow's
+# with its own CUDA libraries agree with no other.
 remember_locks() {
   local known=$environment/locks.sha256 digest lock
   {
@@ -259,7 +286,7 @@ remember_locks() {
     cd "$repository" || return
     sha256sum "$@"
     while read -r digest lock; do
-      if [[ "$lock $*" != *-newest.txt* ]] \
+      if agrees "$lock" && agrees "$1" \
         && sha256sum --check --status <<<"$digest  $lock" 2>/dev/null; then
         printf '%s  %s\n' "$digest" "$lock"
       fi

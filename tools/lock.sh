@@ -81,6 +81,8 @@ for folder in */; do
   if grep -qx tensorflow "$folder/requirements.in"; then
     lock_within "$tensorflow" "$folder/requirements.txt" \
       "$folder/requirements.in" harness/requirements-tensorflow.in
+    lock_within requirements-dev.txt "$folder/requirements-host.txt" \
+      "$folder/requirements.in" harness/requirements-tensorflow-host.in
     continue
   fi
   lock_within requirements-dev.txt "$folder/requirements.txt" \
