@@ -6,7 +6,6 @@ process each (MultiWorkerMirroredStrategy, $TF_CONFIG as TensorFlow defines it).
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -42,6 +41,7 @@ def set_up(options: RunOptions) -> tf.distribute.Strategy:
     tf.config.threading.set_intra_op_parallelism_threads(max(1, num_cores() - options.num_workers))
     tf.config.threading.set_inter_op_parallelism_threads(num_cores())
     keras.utils.set_random_seed(derive_seed(options.seed, "tensorflow", bits=32))
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # fp32 means float32
     if not options.compile:  # XLA refuses max-pooling's gradient then: it may differ in last bits
         tf.config.experimental.enable_op_determinism()
     keras.config.set_dtype_policy(POLICIES[options.precision])
@@ -86,7 +86,7 @@ def split(strategy: tf.distribute.Strategy, *batch: tf.Tensor) -> tuple[Any, ...
     if num_local == 1:
         return batch
     bounds = [len(batch[0]) * number // num_local for number in range(num_local + 1)]
-    pieces = [[tensor[a:b] for a, b in itertools.pairwise(bounds)] for tensor in batch]
+    pieces = [tf.split(tensor, numpy.diff(bounds)) for tensor in batch]
     give = strategy.experimental_distribute_values_from_function
     return tuple(give(lambda c, p=p: p[c.replica_id_in_sync_group % num_local]) for p in pieces)
 

@@ -338,7 +338,16 @@ def test_wrong_options_are_one_line(tmp_path, monkeypatch, capsys, arguments, wo
 
 
 def test_wrong_use_of_run_and_time(tmp_path):
-    """nvidia-smi lists a GPU that TensorFlow cannot use in one of the cases."""
+    """In one of the cases nvidia-smi lists a GPU that TensorFlow cannot use.
+
+    In another the interpreter has what the harness needs, and not TensorFlow.
+    """
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "tyro.py").touch()
+    (tmp_path / "python").write_text(
+        f'#!/bin/sh\nPYTHONPATH="{tmp_path}/packages" exec {sys.executable} -S "$@"\n'
+    )
+    (tmp_path / "python").chmod(0o755)
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: Tesla K80'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     unusable = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
@@ -350,6 +359,7 @@ def test_wrong_use_of_run_and_time(tmp_path):
         ([], {"NUM_GPUS": "99"}, ["NUM_GPUS=99"]),
         ([], unusable, ["can use 0 GPUs", "NUM_GPUS=0"]),
         ([], {"TF_CONFIG": "{}"}, ["TF_CONFIG names no cluster"]),
+        ([], {"PYTHON": tmp_path / "python"}, ["lacks what image_classification needs"]),
     ]
     usual = {"PRESET": "tiny", "RESULTS_DIR": tmp_path / "results"}
     processes = [start(SCRIPT, *arguments, **usual | own) for arguments, own, _ in cases]
