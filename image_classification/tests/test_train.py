@@ -478,8 +478,21 @@ def two_replicas(options):
     set_up(options)
     return tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"])
 tensorflow_support.set_up = two_replicas
+
+from image_classification import train
+make_eval_step = train.make_eval_step
+def make_checked_eval_step(model, strategy):
+    eval_step = make_eval_step(model, strategy)
+    def checked(*batch):
+        for variable in model.non_trainable_variables:
+            first, second = (values.numpy() for values in variable.value.values)
+            assert (first == second).all(), variable.path
+        return eval_step(*batch)
+    return checked
+train.make_eval_step = make_checked_eval_step
 """
-"""Two replicas in one process, as on a machine with two GPUs."""
+"""Two replicas in one process, as on a machine with two GPUs; both are to be evaluated with the
+statistics of the first."""
 
 
 def on_halves(results, *arguments, before=""):
@@ -555,7 +568,6 @@ def assert_equal_halves(folder, halves):
         ours = training.as_torch(variable)
         assert abs(ours - other).max() <= 1e-5 * max(1, abs(other).max()), variable.path
     record = json.loads((folder / "run.json").read_text())
-
     top_1 = record["evaluations"][-1]["quality"]["top_1"]
     assert abs(top_1 - halves.top_1) <= 1 / 200 and 0.7 < halves.top_1 < 0.8
     assert record["num_examples"] == 4 * 31
