@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# First: it imports TensorFlow without its start-up notes.
-from harness import tensorflow_support  # noqa: F401  isort: split
-
 import numpy
 import pytest
 import tensorflow as tf
