@@ -42,7 +42,7 @@ class Work:
     """Training steps on the clock."""
     input_batch_size: int = 64
     """Images of a batch where the input pipeline runs alone."""
-    input_batches_per_core: int = 32
+    input_batches_per_core: int = 24
     """Batches on the clock, for each core: as long on any machine."""
 
     @property
