@@ -1,18 +1,20 @@
-"""Pairs of runs of two programs, alternating, on the same cores: the frame of every comparison.
+"""Pairs of runs of ours and of a peer, alternating, on the same cores: every comparison's frame.
 
-It starts commands, keeps what they measured, and does the arithmetic. A run is a process of its
-own that prints, as its last line on stdout, one JSON object:
+It starts commands, keeps what they measured, and does the arithmetic. With several peers a pair is
+a round: one run of each program. A run is a process of its own that prints, as its last line on
+stdout, one JSON object:
 
     {"measures": {"evaluation_s": 0.7}, "facts": {"batch_size": 2045}, "details": {}}
 
 `measures` has a positive number, or null where there is none, for each measure of the comparison.
-`facts` say what was done: both programs must state the same value wherever both name a fact, and
-the peer names none that ours does not, so that unlike work is never compared. `details` are kept.
+`facts` say what was done: ours and a peer must state the same value wherever both name a fact, and
+a peer names none that ours does not, so that unlike work is never compared. `details` are kept.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -40,21 +42,23 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "TF_NUM_INTRAOP_THREADS",
 )
-OURS, PEER = "ours", "peer"
+OURS = "ours"
 BUSY_CORES = 0.25
 """Cores that other work may use during a run before a warning says that it spoils the times."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Something that both programs measure in each run."""
+    """Something that every program measures in each run."""
 
     key: str
     title: str
     """As the table names it, unit included."""
     higher_is_better: bool
-    hoped_ratio: float
-    """How many times as good as the peer we hope to be; nothing depends on it."""
+    hoped_ratio: float | None
+    """How many times as good as each peer we hope to be; nothing depends on it."""
+    hoped_value: float | None = None
+    """What only ours measures has no ratio, and this is what we hope that it stays below."""
 
     def ratio(self, ours: float, peer: float) -> float:
         """How many times as good ours is: above 1, ours is better."""
@@ -80,14 +84,23 @@ class PairOptions:
     num_pairs: int = MIN_PAIRS
     """Pairs of runs; fewer than 7 are only for a first look, and are labelled so."""
     num_threads: int = 0
-    """Threads and cores of every run, the same for both; 0 takes every core there is."""
+    """Threads and cores of every run, the same for all; 0 takes every core there is."""
     first_seed: int = 1
-    """Seed of both runs of the first pair; each pair has the next one."""
+    """Seed of all runs of the first pair; each pair has the next one."""
 
 
-def order(pair: int) -> tuple[str, str]:
-    """Who runs first in pair number `pair`, from 0: A B, B A, A B, ... so that drift cancels."""
-    return (OURS, PEER) if pair % 2 == 0 else (PEER, OURS)
+def order(pair: int, sides: Sequence[str]) -> tuple[str, ...]:
+    """Who runs when in pair number `pair`, from 0: A B, B A, A B, ... so that drift cancels.
+
+    With three: A B C, C B A, A C B, B C A, B A C, C A B, and again.
+    """
+    orders = [
+        order
+        for order in itertools.permutations(sides)
+        if sides.index(order[0]) < sides.index(order[-1])  # the others are these, turned round
+    ]
+    forward = orders[pair // 2 % len(orders)]
+    return forward if pair % 2 == 0 else forward[::-1]
 
 
 def run_pairs(
@@ -112,7 +125,7 @@ def run_pairs(
     record["runs"] = []
     with _on_cores(cores):
         for pair in range(options.num_pairs):
-            for side in order(pair):
+            for side in order(pair, list(programs)):
                 seed = options.first_seed + pair
                 folder = path.with_suffix("")
                 folder.mkdir(parents=True, exist_ok=True)
@@ -203,17 +216,17 @@ def read_result(
 
 
 def check_same_work(runs: Sequence[Mapping[str, Any]], programs: Mapping[str, Program]) -> None:
-    """Raises UsageError where ours and the peer's last runs state unlike facts."""
+    """Raises UsageError where the last runs of ours and of a peer state unlike facts."""
     last = {run["side"]: run["facts"] for run in runs}
-    if len(last) < 2:
-        return
-    for name, value in last[PEER].items():
-        ours = last[OURS].get(name, "not stated")
-        if ours != value:
-            raise UsageError(
-                f"not the same work: {name} is {ours} in {programs[OURS].name} and {value} in "
-                f"{programs[PEER].name}; make them equal"
-            )
+    ours = last.pop(OURS, None)
+    for side, facts in last.items() if ours else ():
+        for name, value in facts.items():
+            our_value = ours.get(name, "not stated")
+            if our_value != value:
+                raise UsageError(
+                    f"not the same work: {name} is {our_value} in {programs[OURS].name} and "
+                    f"{value} in {programs[side].name}; make them equal"
+                )
 
 
 # --- arithmetic -----------------------------------------------------------------------------------
@@ -221,14 +234,13 @@ def check_same_work(runs: Sequence[Mapping[str, Any]], programs: Mapping[str, Pr
 
 @dataclass(frozen=True)
 class Summary:
-    """One measure over all pairs."""
+    """One measure over all pairs of ours and one peer."""
 
     ours: float | None
     """Median of our runs that have a value."""
     peer: float | None
     ratios: tuple[float, ...]
     """Of each pair in which both have a value, in order."""
-    num_pairs: int
 
     @property
     def ratio(self) -> float | None:
@@ -236,19 +248,18 @@ class Summary:
         return statistics.median(self.ratios) if self.ratios else None
 
 
-def summarise(runs: Sequence[Mapping[str, Any]], measure: Measure) -> Summary:
-    """Medians, and the ratio within each pair that is whole."""
+def summarise(runs: Sequence[Mapping[str, Any]], measure: Measure, peer: str) -> Summary:
+    """Medians, and the ratio within each pair in which both sides have run."""
     by_pair: dict[int, dict[str, float | None]] = {}
     for run in runs:
         by_pair.setdefault(run["pair"], {})[run["side"]] = run["measures"][measure.key]
-    pairs = [(sides[OURS], sides[PEER]) for sides in by_pair.values() if len(sides) == 2]
+    pairs = [(sides[OURS], sides[peer]) for sides in by_pair.values() if {OURS, peer} <= set(sides)]
     ours = [value for value, _ in pairs if value is not None]
-    peer = [value for _, value in pairs if value is not None]
+    peers = [value for _, value in pairs if value is not None]
     return Summary(
         statistics.median(ours) if ours else None,
-        statistics.median(peer) if peer else None,
+        statistics.median(peers) if peers else None,
         tuple(measure.ratio(a, b) for a, b in pairs if a is not None and b is not None),
-        len(pairs),
     )
 
 

@@ -13,21 +13,27 @@ from __future__ import annotations
 
 import sys
 
-from comparisons.comparison import Comparison, main, three_measures
+from comparisons.comparison import Comparison, Peer, main, three_measures
 from harness.options import default_options
 from recommendation.prepare import RATINGS_FILES
 
 DATA_DIR = default_options("recommendation", "mini").data_dir
+OUR_ARGUMENTS = ("mini", "--batch-size", "2045")
 
 COMPARISON = Comparison(
     benchmark="recommendation",
-    our_arguments=("mini", "--batch-size", "2045"),
-    peer="RecBole 1.2.1",
-    peer_environment="recommendation-peer",
-    peer_script="recommendation_peer.py",
-    peer_arguments=("--ratings", str(DATA_DIR / RATINGS_FILES["ml-100k"])),
-    newest_python=(3, 12),  # NumPy 1.26, the last that RecBole works with, has wheels up to it
-    same_packages=("torch",),
+    our_command=("comparisons.our_run", "recommendation", *OUR_ARGUMENTS),
+    peers=(
+        Peer(
+            key="recbole",
+            name="RecBole 1.2.1",
+            script="recommendation_peer.py",
+            arguments=("--ratings", str(DATA_DIR / RATINGS_FILES["ml-100k"])),
+            packages=("torch",),
+            environment="recommendation-peer",
+            newest_python=(3, 12),  # of NumPy 1.26, the last that RecBole works with
+        ),
+    ),
     measures=three_measures(train=1.5, evaluation=10, target=3),
     preparation=(
         ("recommendation/download_dataset.sh", "mini"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from comparisons.pairs import MIN_PAIRS, OURS, PEER, Measure, show, summarise
+from comparisons.pairs import MIN_PAIRS, OURS, Measure, show, summarise
 from harness.checkpoint import write_atomically
 from harness.errors import UsageError
 from harness.options import REPOSITORY, default_options, exit_with, one_line_errors
@@ -25,7 +25,7 @@ from harness.options import REPOSITORY, default_options, exit_with, one_line_err
 README = REPOSITORY / "comparisons" / "README.md"
 BEGIN = "<!-- {}: made by python -m comparisons.report -->"
 END = "<!-- end of {} -->"
-FRAMEWORKS = ("torch", "tensorflow")
+FRAMEWORKS = ("torch", "torchvision", "tensorflow", "keras")
 
 Record = Mapping[str, Any]
 
@@ -40,43 +40,67 @@ class ReportOptions:
     """Write each table into comparisons/README.md, between the benchmark's two comments there."""
 
 
+def peers_of(record: Record) -> list[Record]:
+    """Key, name and packages of each peer. Early records have one, without a key."""
+    if "peers" in record:
+        return list(record["peers"])
+    return [{"key": "peer", "name": record["peer"], "packages": record["peer_packages"]}]
+
+
 def num_whole_pairs(record: Record) -> int:
-    """Pairs of which both runs are there."""
-    sides = [
-        {run["pair"] for run in record["runs"] if run["side"] == side} for side in (OURS, PEER)
-    ]
-    return len(sides[0] & sides[1])
+    """Pairs of which all runs are there."""
+    return len(_whole_pairs(record))
+
+
+def _whole_pairs(record: Record) -> set[int]:
+    sides = (OURS, *(peer["key"] for peer in peers_of(record)))
+    runs = record["runs"]
+    return set.intersection(
+        *({run["pair"] for run in runs if run["side"] == side} for side in sides)
+    )
 
 
 def table(record: Record) -> str:
     """Markdown: a row for each measure, then how it was measured, and on what."""
-    peer = record["peer"]
-    lines = [
-        f"| | ours | {peer} | times as fast: median of the pairs (lowest to highest) | hoped for |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    num_pairs = num_whole_pairs(record)
+    peers, whole = peers_of(record), _whole_pairs(record)
+    runs = [run for run in record["runs"] if run["pair"] in whole]
+    heads = ["", "ours"]
+    for peer in peers:
+        heads += [peer["name"], "times as fast: median of the pairs (lowest to highest)"]
+    lines = [_row([*heads, "hoped for"]), _row(["---"] * (len(heads) + 1))]
     notes = []
     for values in record["measures"]:
         measure = Measure(**values)
-        summary = summarise(record["runs"], measure)
-        ratios = summary.ratios
-        ratio = (
-            f"{summary.ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "none"
-        )
-        lines.append(
-            f"| {measure.title} | {show(summary.ours)} | {show(summary.peer)} | {ratio} "
-            f"| {measure.hoped_ratio:g} |"
-        )
-        if len(ratios) < num_pairs:
-            have = ", ".join(
-                f"{_num_values(record, measure, side)} runs of {name}"
-                for side, name in ((OURS, "ours"), (PEER, peer))
-            )
-            notes.append(f"{measure.title}: {have} have a value, {len(ratios)} pairs count.")
-    if num_pairs < MIN_PAIRS:
-        notes.insert(0, f"**Too few pairs for a claim: {num_pairs}, and {MIN_PAIRS} are needed.**")
-    return "\n".join([*lines, "", *notes, *_how(record, num_pairs)])
+        summaries = [summarise(runs, measure, peer["key"]) for peer in peers]
+        cells = [measure.title, show(summaries[0].ours)]
+        for peer, summary in zip(peers, summaries, strict=True):
+            ratios = summary.ratios
+            cells += [
+                show(summary.peer),
+                f"{summary.ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+                if ratios
+                else "none",
+            ]
+            if len(ratios) < len(whole) and measure.hoped_ratio is not None:
+                have = ", ".join(
+                    f"{_num_values(record, measure, side)} runs of {name}"
+                    for side, name in ((OURS, "ours"), (peer["key"], peer["name"]))
+                )
+                notes.append(f"{measure.title}: {have} have a value, {len(ratios)} pairs count.")
+        lines.append(_row([*cells, _hoped(measure)]))
+    if len(whole) < MIN_PAIRS:
+        notes.insert(0, f"**Too few pairs for a claim: {len(whole)}, and {MIN_PAIRS} are needed.**")
+    return "\n".join([*lines, "", *notes, *_how(record, peers, len(whole))])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "|".join(["", *(f" {cell} " if cell else " " for cell in cells), ""])
+
+
+def _hoped(measure: Measure) -> str:
+    if measure.hoped_ratio is None:
+        return f"below {measure.hoped_value:g}"
+    return f"{measure.hoped_ratio:g}"
 
 
 def _num_values(record: Record, measure: Measure, side: str) -> int:
@@ -84,31 +108,35 @@ def _num_values(record: Record, measure: Measure, side: str) -> int:
     return sum(run["measures"][measure.key] is not None for run in runs)
 
 
-def _how(record: Record, num_pairs: int) -> list[str]:
+def _how(record: Record, peers: Sequence[Record], num_pairs: int) -> list[str]:
     """Sentences under the table: pairs, threads, noise, machine, versions, commit, day."""
     runs, machine = record["runs"], record["system"]
     seeds = sorted({run["seed"] for run in runs})
     gpus = ", ".join(f"{gpu['name']} (not used)" for gpu in machine["gpus"]) or "no GPU"
+    with_each = " with each peer" if len(peers) > 1 else ""
     return [
-        f"Pairs of runs: {num_pairs}, in alternating order, seeds {seeds[0]} to {seeds[-1]}; each "
-        f"run on {len(record['cores'])} cores with as many threads; the values are medians.",
+        f"Pairs of runs: {num_pairs}{with_each}, in alternating order, seeds {seeds[0]} to "
+        f"{seeds[-1]}; each run on {len(record['cores'])} cores with as many threads; the values "
+        "are medians.",
         f"Other work took at most {max(run['busy_cores_of_others'] for run in runs):.2f} cores "
         f"during a run (load average before a run: at most "
         f"{max(run['load_average_before'] for run in runs):.1f}).",
         f"Machine: {machine['cpu']}, {machine['num_cores']} cores, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB, {gpus}; python {machine['python']}, "
-        f"{_versions(machine['packages'], record['peer_packages'])}; commit "
+        f"{_versions([machine['packages'], *(peer['packages'] for peer in peers)])}; commit "
         f"{machine['git_commit']}; {record['start_utc'][:10]}.",
     ]
 
 
-def _versions(ours: Mapping[str, str], peers: Mapping[str, str]) -> str:
-    """Frameworks of both sides."""
-    sides = [
+def _versions(sides: Sequence[Mapping[str, str]]) -> str:
+    """Frameworks of all sides, ours first."""
+    versions = [
         ", ".join(f"{name} {packages[name]}" for name in FRAMEWORKS if name in packages)
-        for packages in (ours, peers)
+        for packages in sides
     ]
-    return f"{sides[0]} on both sides" if sides[0] == sides[1] else f"{sides[0]} beside {sides[1]}"
+    if len(set(versions)) == 1:
+        return f"{versions[0]} on {'both' if len(sides) == 2 else 'all'} sides"
+    return " beside ".join(versions)
 
 
 def write_readme(record: Record, readme: Path) -> None:

@@ -6,8 +6,9 @@ empty package.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,8 @@ import pytest
 
 from comparisons import comparison, environments, our_run, pairs, recommendation, report
 from comparisons import recommendation_peer as recbole_run
-from comparisons.pairs import OURS, PEER, Measure, PairOptions, Program
+from comparisons.pairs import OURS, Measure, PairOptions, Program
+from harness import system
 from harness.errors import UsageError
 from harness.options import REPOSITORY, parse_command_line
 from recommendation.config import PRESETS
@@ -35,6 +37,8 @@ from recommendation.tests.conftest import recbole_wheel  # noqa: F401  a fixture
 from recommendation.tests.test_model import Counts, recbole_neumf  # noqa: F401
 from tests.test_layout import ALL_BENCHMARKS, direct_needs
 
+PEER, OTHER_PEER = "peer", "other-peer"
+NAMES = {OURS: "ours", PEER: "Other 1.0", OTHER_PEER: "Third 2.0"}
 SPEED = Measure("speed", "speed, examples/s", True, 1.5)
 SECONDS = Measure("seconds", "time, s", False, 3)
 MEASURES = (SPEED, SECONDS)
@@ -57,7 +61,7 @@ print(json.dumps(result), flush=True)
 
 
 class Bench:
-    """Two programs that note when they ran, and where their record goes."""
+    """Programs, at first two, that note when they ran, and where their record goes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -86,8 +90,7 @@ class Bench:
                 extra=extra,
             )
         )
-        name = {OURS: "ours", PEER: "Other 1.0"}[side]
-        self.programs[side] = Program(name, (sys.executable, str(script)))
+        self.programs[side] = Program(NAMES[side], (sys.executable, str(script)))
 
     def run(self, num_pairs: int) -> dict[str, Any]:
         """On one core, with seeds from 5 on."""
@@ -113,6 +116,23 @@ def test_ours_and_the_peer_alternate_with_a_seed_for_each_pair(bench: Bench) -> 
     assert [f"{run['side']} {run['seed']}" for run in record["runs"]] == expected
     assert [run["pair"] for run in record["runs"]] == [1, 1, 2, 2, 3, 3]
     assert json.loads(bench.path.read_text()) == record
+
+
+def test_several_peers_and_ours_take_turns_at_each_place(bench: Bench) -> None:
+    bench.set(OTHER_PEER)
+    record = bench.run(2)
+    runs = [(run["pair"], run["side"]) for run in record["runs"]]
+    forward = [OURS, PEER, OTHER_PEER]
+    assert runs == [(1, side) for side in forward] + [(2, side) for side in forward[::-1]]
+    assert report.num_whole_pairs(record | {"peers": [{"key": PEER}, {"key": OTHER_PEER}]}) == 2
+
+    orders = [pairs.order(pair, "ABC") for pair in range(7)]
+    assert len(set(orders[:6])) == 6  # every order once, before any comes again
+    assert orders[6] == orders[0]
+    for pair in (0, 2, 4):  # what drifts from run to run cancels in two pairs
+        assert orders[pair + 1] == orders[pair][::-1]
+    for place in zip(*orders[:6], strict=True):
+        assert sorted(place) == list("AABBCC")
 
 
 def test_both_get_the_same_cores_and_threads(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +244,7 @@ def test_a_run_that_fails_is_named_in_one_line_and_costs_no_earlier_one(bench: B
         (2, OURS),
         (3, OURS),
     ]
-    assert report.num_whole_pairs(kept) == 2
+    assert report.num_whole_pairs(kept | {"peers": [{"key": PEER}]}) == 2
 
 
 @pytest.mark.parametrize(
@@ -265,6 +285,12 @@ def test_unlike_work_is_refused(bench: Bench) -> None:
         bench.run(2)
     assert "\n" not in str(caught.value)
     assert len(bench.journal.read_text().splitlines()) == 2  # the second pair is not begun
+
+
+def test_unlike_work_of_any_peer_is_refused(bench: Bench) -> None:
+    bench.set(OTHER_PEER, batch_size=9)
+    with pytest.raises(UsageError, match=r"batch_size is 8 in ours and 9 in Third 2\.0"):
+        bench.run(2)
 
 
 def test_a_fact_that_ours_does_not_state_is_refused(bench: Bench) -> None:
@@ -327,49 +353,61 @@ def is_running(process_number: int) -> bool:
 # --- arithmetic -----------------------------------------------------------------------------------
 
 
-def runs_of(values: list[Pair], key: str = "speed") -> list[Any]:
+def runs_of(
+    values: Sequence[Sequence[float | None]],
+    key: str = "speed",
+    sides: Sequence[str] = (OURS, PEER),
+) -> list[Any]:
     """Runs of pairs whose sides measured these values, as a record has them."""
     noise = {"busy_cores_of_others": 0.1, "load_average_before": 1.2}
     return [
         {"pair": pair, "side": side, "seed": pair, "measures": {key: value}, **noise}
-        for pair, sides in enumerate(values, 1)
-        for side, value in zip((OURS, PEER), sides, strict=True)
+        for pair, measured in enumerate(values, 1)
+        for side, value in zip(sides, measured, strict=True)
     ]
 
 
 def test_ratios_are_taken_within_pairs() -> None:
-    summary = pairs.summarise(runs_of([(30, 10), (20, 20), (90, 20)]), SPEED)
+    summary = pairs.summarise(runs_of([(30, 10), (20, 20), (90, 20)]), SPEED, PEER)
     assert summary.ratios == (3, 1, 4.5)
     assert (summary.ours, summary.peer, summary.ratio) == (30, 20, 3)  # not 30 / 20
 
 
 def test_of_seconds_fewer_are_better() -> None:
-    summary = pairs.summarise(runs_of([(1, 2), (1, 4)], "seconds"), SECONDS)
+    summary = pairs.summarise(runs_of([(1, 2), (1, 4)], "seconds"), SECONDS, PEER)
     assert summary.ratios == (2, 4)
     assert (summary.ours, summary.peer, summary.ratio) == (1, 3, 3)
 
 
 def test_a_pair_without_a_value_has_no_ratio() -> None:
     values: list[Pair] = [(1, 2), (None, 4), (3, None), (1, 3)]
-    summary = pairs.summarise(runs_of(values, "seconds"), SECONDS)
+    summary = pairs.summarise(runs_of(values, "seconds"), SECONDS, PEER)
     assert summary.ratios == (2, 3)
     assert (summary.ours, summary.peer) == (1, 3)
 
 
 def test_half_a_pair_does_not_count() -> None:
-    summary = pairs.summarise(runs_of([(6, 2), (8, 2)])[:-1], SPEED)
+    summary = pairs.summarise(runs_of([(6, 2), (8, 2)])[:-1], SPEED, PEER)
     assert (summary.ratios, summary.ours) == ((3,), 6)
 
 
 def test_without_any_value_there_is_no_ratio() -> None:
-    summary = pairs.summarise(runs_of([(None, 2)]), SPEED)
+    summary = pairs.summarise(runs_of([(None, 2)]), SPEED, PEER)
     assert (summary.ours, summary.peer, summary.ratio) == (None, 2, None)
+
+
+def test_each_peer_has_its_own_ratio() -> None:
+    runs = runs_of([(30, 10, 60), (20, 20, 40)], sides=(OURS, PEER, OTHER_PEER))
+    assert pairs.summarise(runs, SPEED, PEER).ratios == (3, 1)
+    assert pairs.summarise(runs, SPEED, OTHER_PEER).ratios == (0.5, 0.5)
 
 
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def record_of(values: list[Pair]) -> dict[str, Any]:
+def record_of(
+    values: Sequence[Sequence[float | None]], peers: Sequence[str] = (PEER,)
+) -> dict[str, Any]:
     machine = {
         "cpu": "Some CPU",
         "num_cores": 4,
@@ -381,15 +419,16 @@ def record_of(values: list[Pair]) -> dict[str, Any]:
     }
     return {
         "benchmark": "sums",
-        "peer": "Other 1.0",
         "start_utc": "2026-11-24T09:00:00Z",
+        "peers": [
+            {"key": peer, "name": NAMES[peer], "packages": {"torch": "2.7.1"}} for peer in peers
+        ],
         "measures": [
             {"key": "speed", "title": "sums/s", "higher_is_better": True, "hoped_ratio": 1.5}
         ],
         "system": machine,
-        "peer_packages": {"torch": "2.7.1"},
         "cores": [0, 1],
-        "runs": runs_of(values),
+        "runs": runs_of(values, sides=(OURS, *peers)),
     }
 
 
@@ -403,6 +442,40 @@ def test_the_table_has_medians_ratios_and_conditions() -> None:
     assert "at most 0.10 cores during a run (load average before a run: at most 1.2)" in text
     assert "Some CPU, 4 cores, 8 GiB, no GPU; python 3.11.9, torch 2.7.1 on both sides" in text
     assert "Too few" not in text
+
+
+def test_the_table_has_columns_for_each_peer() -> None:
+    values = [(1000.0 * n, 1000.0, 4000.0) for n in range(1, 8)]
+    record = record_of([*values, (1.0, 1.0, 1.0)], (PEER, OTHER_PEER))
+    del record["runs"][-1]  # of a pair that is not whole nothing counts
+    times_as_fast = "times as fast: median of the pairs (lowest to highest)"
+    text = report.table(record)
+    assert (
+        f"| | ours | Other 1.0 | {times_as_fast} | Third 2.0 | {times_as_fast} | hoped for |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
+        "| sums/s | 4,000 | 1,000 | 4.00 (1.00 to 7.00) | 4,000 | 1.00 (0.25 to 1.75) | 1.5 |\n"
+    ) in text
+    assert "Pairs of runs: 7 with each peer, in alternating order" in text
+    assert "torch 2.7.1 on all sides" in text
+    record["peers"][1]["packages"] = {"keras": "3.0"}
+    assert "torch 2.7.1 beside torch 2.7.1 beside keras 3.0; commit" in report.table(record)
+
+
+def test_what_only_ours_measures_has_no_ratio() -> None:
+    record = record_of([(4.0, None)] * 7)
+    record["measures"][0] |= {"hoped_ratio": None, "hoped_value": 5}
+    lines = report.table(record).splitlines()
+    assert lines[2] == "| sums/s | 4 | none | none | below 5 |"
+    assert lines[4].startswith("Pairs of runs: 7")  # no note that values are missing
+
+
+def test_an_early_record_has_the_same_table() -> None:
+    """Its one peer has no key, and stands in other fields."""
+    record = record_of(SEVEN)
+    (peer,) = record["peers"]
+    early = {name: value for name, value in record.items() if name != "peers"}
+    early |= {"peer": peer["name"], "peer_packages": peer["packages"]}
+    assert report.table(early) == report.table(record)
 
 
 def test_missing_values_are_counted() -> None:
@@ -619,25 +692,32 @@ def test_every_request_has_its_lock_and_holds_what_is_asked_for() -> None:
 
 def test_every_lock_and_peer_script_belongs_to_a_comparison() -> None:
     assert COMPARED
-    assert [path.stem.removesuffix("-peer") for path in LOCKS] == COMPARED
-    scripts = sorted(path.stem.removesuffix("_peer") for path in FOLDER.glob("*_peer.py"))
-    assert scripts == COMPARED
+    peers = [peer for benchmark in COMPARED for peer in comparison_of(benchmark).peers]
+    assert [path.stem for path in LOCKS] == sorted(p.environment for p in peers if p.environment)
+    scripts = sorted(path.name for path in FOLDER.glob("*_peer.py"))
+    assert scripts == sorted(peer.script for peer in peers)
+
+
+def comparison_of(benchmark: str) -> comparison.Comparison:
+    found = importlib.import_module(f"comparisons.{benchmark}").COMPARISON
+    assert isinstance(found, comparison.Comparison)
+    return found
 
 
 @pytest.mark.parametrize("benchmark", COMPARED)
 def test_a_comparison_names_what_is_there(benchmark: str) -> None:
-    named = importlib.import_module(f"comparisons.{benchmark}").COMPARISON
+    named = comparison_of(benchmark)
     assert named.benchmark == benchmark
     assert (REPOSITORY / benchmark / "train.py").is_file()
-    assert FOLDER / f"{named.peer_environment}.txt" in LOCKS
-    assert [measure.key for measure in named.measures] == [
-        measure.key for measure in comparison.three_measures(1, 1, 1)
-    ]
-    python = Path("peer", "python")
-    ours, peer = (comparison._programs(named, python)[side] for side in (OURS, PEER))
-    assert ours.command[:4] == (sys.executable, "-m", "comparisons.our_run", benchmark)
-    assert (peer.name, peer.command[0]) == (named.peer, str(python))
-    assert Path(peer.command[1]).is_file()
+    assert importlib.util.find_spec(named.our_command[0])
+    pythons = {peer.key: f"python of {peer.key}" for peer in named.peers}
+    ours, *programs = comparison._programs(named, pythons).values()
+    assert ours.command == (sys.executable, "-m", *named.our_command)
+    for peer, program in zip(named.peers, programs, strict=True):
+        assert (program.name, program.command[0]) == (peer.name, pythons[peer.key])
+        assert Path(program.command[1]).is_file()
+        assert (program.python_path is None) == bool(peer.environment)
+        assert set(peer.packages) <= system.describe()["packages"].keys()
     for command in named.preparation:
         assert command[0] == sys.executable or (REPOSITORY / command[0]).is_file()
 
@@ -647,7 +727,7 @@ def test_recbole_gets_the_pytorch_that_ours_has() -> None:
     peers = (REPOSITORY / "comparisons/recommendation-peer.txt").read_text()
     versions = [re.findall(r"^torch==(\S+)", text, re.MULTILINE) for text in (ours, peers)]
     assert versions[0] == versions[1] != []
-    assert "torch" in recommendation.COMPARISON.same_packages
+    assert "torch" in recommendation.COMPARISON.peers[0].packages
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -662,13 +742,17 @@ def small(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> comp
     monkeypatch.setattr(comparison, "_programs", lambda *_: bench.programs)
     return comparison.Comparison(
         benchmark="sums",
-        our_arguments=(),
-        peer="Other 1.0",
-        peer_environment="sums-peer",
-        peer_script="sums_peer.py",
-        peer_arguments=(),
-        newest_python=(3, 13),
-        same_packages=("pytest",),
+        our_command=(),
+        peers=(
+            comparison.Peer(
+                key=PEER,
+                name="Other 1.0",
+                script="sums_peer.py",
+                arguments=(),
+                packages=("pytest",),
+                environment="sums-peer",
+            ),
+        ),
         measures=MEASURES,
         preparation=((sys.executable, "-c", "print('prepared')"),),
     )
@@ -691,7 +775,9 @@ def test_the_command_measures_and_prints_its_table(
     (path,) = (tmp_path / "results" / "comparisons" / "sums").glob("*.json")
     record = json.loads(path.read_text())
     assert len(record["runs"]) == 4
-    assert record["peer_packages"]["pytest"] == pytest.__version__
+    (peer,) = record["peers"]
+    assert peer["packages"]["pytest"] == pytest.__version__
+    assert (peer["key"], peer["name"], peer["lock_sha256"]) == (PEER, "Other 1.0", "0" * 64)
     assert record["system"]["num_cores"] >= 1
 
 
@@ -705,6 +791,36 @@ def test_packages_that_must_agree_are_compared(
     error = capsys.readouterr().err
     assert f"pytest is {pytest.__version__} here and 1.0 in the peer's environment" in error
     assert error.count("\n") == 1
+
+
+def test_a_peer_without_a_lock_runs_in_our_environment(
+    small: comparison.Comparison,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("no environment is made and no lock is read")
+
+    monkeypatch.setattr(environments, "make", refuse)
+    monkeypatch.setattr(environments, "digest", refuse)
+    peer = dataclasses.replace(small.peers[0], environment="")
+    record = comparison.measure(
+        dataclasses.replace(small, peers=(peer,)), PairOptions(num_pairs=1, num_threads=1)
+    )
+    assert record["peers"][0]["packages"] == record["system"]["packages"]
+    peer = dataclasses.replace(peer, packages=("no-such-package",))
+    assert comparison.main(dataclasses.replace(small, peers=(peer,)), []) == 2
+    needed = "no-such-package is not installed here; run this in an environment of requirements-dev"
+    assert needed in capfd.readouterr().err
+
+
+def test_a_file_that_a_person_must_bring_is_named(
+    small: comparison.Comparison, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = dataclasses.replace(small, needs=((tmp_path / "photos", "bring them"),))
+    assert comparison.main(missing, ["--num-pairs", "1"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'photos'} is not there; bring them\n"
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--num-pairs", "0"], ["--num-pairs", "x"], ["--pairs"]])
@@ -795,9 +911,7 @@ def test_our_side_trains_through_its_command_line(tmp_path: Path) -> None:
 
 def test_recbole_is_told_to_do_what_ours_does(recbole_neumf: Any) -> None:  # noqa: F811
     """Parameters of its own network, and the numbers of its settings, beside our configuration."""
-    config, _ = parse_command_line(
-        "recommendation", PRESETS, list(recommendation.COMPARISON.our_arguments)
-    )
+    config, _ = parse_command_line("recommendation", PRESETS, list(recommendation.OUR_ARGUMENTS))
     settings = recbole_run.SETTINGS
     fields = {
         "USER_ID_FIELD": "user",
@@ -889,9 +1003,8 @@ def test_ours_states_the_same_facts(tmp_path: Path) -> None:
     """One epoch of ours as the comparison runs it: the frame must find the same work in it."""
     prepared = recommendation.COMPARISON.preparation[-1]
     subprocess.run(prepared, cwd=REPOSITORY, check=True, capture_output=True)
-    module = (sys.executable, "-m", "comparisons.our_run", "recommendation")
-    arguments = (*recommendation.COMPARISON.our_arguments, "--max-epochs", "1")
-    program = Program("ours", (*module, *arguments), REPOSITORY)
+    command = (sys.executable, "-m", *recommendation.COMPARISON.our_command, "--max-epochs", "1")
+    program = Program("ours", command, REPOSITORY)
     measures = recommendation.COMPARISON.measures
     with pairs._on_cores(pairs.choose_cores(1)):  # ours takes as many threads as cores
         run = pairs.run_once(program, 1, measures, THREADS, tmp_path / "log.txt")
