@@ -63,7 +63,8 @@ class RunOptions:
     compile: bool = False
     """Compile the model (torch.compile or XLA)."""
     num_workers: int = 0
-    """Loader processes beside the training process."""
+    """Loader processes beside the training process; with TensorFlow, threads that decode and
+    augment. 0 leaves it to the benchmark."""
     resume: bool = False
     """Go on from the newest whole checkpoint of this seed's unfinished run. RESUME=1 does too."""
     synthetic_data: bool = False
@@ -111,6 +112,8 @@ def parse_command_line(
     if options.target is not None:
         targets = parse_targets(options.target, config.quality_targets)
         config = cast(ConfigType, dataclasses.replace(cast(Any, config), quality_targets=targets))
+    if options.num_workers < 0:
+        raise UsageError(f"--num-workers is {options.num_workers}; give 0 or more")
     if options.num_steps is not None and options.num_steps < 1:
         raise UsageError(
             f"--num-steps {options.num_steps} is not a positive number; give 1 or more"

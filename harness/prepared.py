@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +22,22 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def be_a_worker() -> None:
+    """Initialiser of a pool's processes: they end with the process that started them.
+
+    Whoever ends that one, by Ctrl-C or a kill, would otherwise leave them at work or asleep.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None:

@@ -12,15 +12,27 @@ from harness.errors import UsageError
 def join_tensorflow_job() -> None:
     """Take this process's place from $TF_CONFIG, for all of the harness.
 
-    Raises UsageError where it says nothing of that kind.
+    Raises UsageError where it does not say which of some workers this is. TensorFlow knows other
+    tasks too, such as a chief; here the first worker is the one that writes.
     """
     try:
         job = json.loads(os.environ["TF_CONFIG"])
-        os.environ["WORLD_SIZE"] = str(len(job["cluster"]["worker"]))
-        os.environ["RANK"] = str(int(job["task"]["index"]))
+        (workers,) = (job["cluster"][kind] for kind in {"worker", *job["cluster"]})
+        index = int(job["task"]["index"])
+        if job["task"]["type"] != "worker" or not 0 <= index < len(workers):
+            raise ValueError(job["task"])
     except (ValueError, TypeError, KeyError) as error:
-        cause = f"TF_CONFIG names no cluster of workers and a task of it ({error!r})"
+        cause = f"TF_CONFIG names no cluster of workers alone and one of them ({error!r})"
         raise UsageError(f"{cause}; see tf.distribute.MultiWorkerMirroredStrategy") from error
+    os.environ |= {"WORLD_SIZE": str(len(workers)), "RANK": str(index)}
+
+
+def num_gpus_asked_for() -> int:
+    """What $NUM_GPUS says; 1 where it says nothing. Raises UsageError for what is no number."""
+    text = os.environ.get("NUM_GPUS") or "1"
+    if not text.isdecimal():
+        raise UsageError(f"NUM_GPUS='{text}' is not a whole number; leave it unset")
+    return int(text)
 
 
 def num_processes() -> int:

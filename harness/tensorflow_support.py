@@ -17,12 +17,14 @@ import numpy
 from harness.checkpoint import Checkpoint
 from harness.errors import UsageError
 from harness.options import RunOptions
-from harness.processes import join_tensorflow_job, num_processes
+from harness.processes import join_tensorflow_job, num_gpus_asked_for, num_processes
 from harness.run import Run
 from harness.seeds import derive_seed
 from harness.start_notes import without_start_notes
 from harness.system import num_cores
 
+# A person's own keras.json may turn axes round or name another framework: it is not read.
+os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull}
 with without_start_notes():
     import keras
     import tensorflow as tf
@@ -38,7 +40,7 @@ def set_up(options: RunOptions) -> tf.distribute.Strategy:
     asked of it, is not there.
     """
     num_gpus = _choose_gpus(options)
-    tf.config.threading.set_intra_op_parallelism_threads(max(1, num_cores() - options.num_workers))
+    tf.config.threading.set_intra_op_parallelism_threads(num_cores())
     tf.config.threading.set_inter_op_parallelism_threads(num_cores())
     keras.utils.set_random_seed(derive_seed(options.seed, "tensorflow", bits=32))
     tf.config.experimental.enable_tensor_float_32_execution(False)  # fp32 means float32
@@ -57,7 +59,7 @@ def _choose_gpus(options: RunOptions) -> int:
     """How many GPUs this process uses; the others are hidden from TensorFlow."""
     with without_start_notes():
         found = tf.config.list_physical_devices("GPU")
-    num_gpus = int(os.environ.get("NUM_GPUS") or 1)
+    num_gpus = num_gpus_asked_for()
     if options.device == "cpu" or (options.device == "auto" and not (found and num_gpus)):
         if options.precision == "fp16":
             raise UsageError("fp16 needs a GPU; take --precision bf16 or fp32 on the CPU")
@@ -89,11 +91,6 @@ def split(strategy: tf.distribute.Strategy, *batch: tf.Tensor) -> tuple[Any, ...
     pieces = [tf.split(tensor, numpy.diff(bounds)) for tensor in batch]
     give = strategy.experimental_distribute_values_from_function
     return tuple(give(lambda c, p=p: p[c.replica_id_in_sync_group % num_local]) for p in pieces)
-
-
-def total(strategy: tf.distribute.Strategy, value: Any) -> Array:
-    """What the replicas of all processes returned, added up."""
-    return numpy.asarray(strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None))
 
 
 def save(variables: Sequence[keras.Variable], file: BinaryIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,6 +107,15 @@ def check_values(config: Config) -> None:
         raise UsageError(f"eval_resize is less than train_size ({sides}); raise --eval-resize")
     if not (0 < config.min_crop_area <= 1 and 0 < config.min_crop_aspect <= config.max_crop_aspect):
         raise UsageError("a crop needs 0 < area <= 1 and 0 < narrowest <= widest; correct them")
+    if not 0 <= config.warmup_epochs < math.inf:
+        cause = f"warmup_epochs is {config.warmup_epochs}"
+        raise UsageError(f"{cause}; give --warmup-epochs 0 or more")
+    if list(config.decay_epochs) != sorted({max(0, epoch) for epoch in config.decay_epochs}):
+        given = " ".join(map(str, config.decay_epochs))
+        raise UsageError(f"decay_epochs is {given}; give numbers that grow, from 0 on")
+    if not 0 <= config.l2_regularization < math.inf:
+        cause = f"l2_regularization is {config.l2_regularization}"
+        raise UsageError(f"{cause}; give --l2-regularization 0 or more")
     if not (config.base_learning_rate > 0 and 0 <= config.momentum < 1 and config.loss_scale > 0):
         cause = "base_learning_rate and loss_scale lie above 0, momentum from 0 to below 1"
         raise UsageError(f"{cause}; correct them")

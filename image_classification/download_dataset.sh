@@ -13,6 +13,10 @@ source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../harness/dataset
 bring_imagenet() {
   local page=https://www.image-net.org/download-images.php archive
   local archives=(ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar ILSVRC2012_devkit_t12.tar.gz)
+  if [[ -f $DATA_DIR/prepared/MANIFEST.sha256 && ! -e $DATA_DIR/${archives[0]} ]]; then
+    dataset_say "complete: $DATA_DIR has the shards that were written of the archives, nothing to do"
+    exit 0
+  fi
   dataset_find_missing "${archives[@]}"
   dataset_need
   dataset_announce "ImageNet, ILSVRC 2012" "ImageNet's terms: research, no redistribution" \

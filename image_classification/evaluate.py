@@ -9,6 +9,7 @@ import numpy
 import tensorflow as tf
 
 from harness import tensorflow_support
+from harness.errors import UsageError
 
 
 def count_hits(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -44,11 +45,18 @@ def evaluate(
     eval_step: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     strategy: tf.distribute.Strategy,
     batches: Iterable[tuple[tf.Tensor, tf.Tensor]],
+    num_images: int,
 ) -> dict[str, float]:
-    """Accuracies over all images of all processes, each image once."""
+    """Accuracies over all images of all processes, each image once.
+
+    Raises UsageError where the batches do not hold `num_images`.
+    """
     counts = numpy.zeros(3, numpy.int64)
     for images, labels in batches:
         found = eval_step(*tensorflow_support.split(strategy, images, labels))
-        counts += tensorflow_support.total(strategy, found)
-    num_images, top_1, top_5 = counts.tolist()
+        counts += strategy.reduce(tf.distribute.ReduceOp.SUM, found, axis=None).numpy()
+    num_seen, top_1, top_5 = counts.tolist()
+    if num_seen != num_images:
+        cause = f"{num_seen:,} images were evaluated, not {num_images:,}"
+        raise UsageError(f"{cause}; check the data with verify_dataset.sh")
     return {"top_1": top_1 / num_images, "top_5": top_5 / num_images}

@@ -48,9 +48,9 @@ def eval_image(encoded: tf.Tensor, config: Config) -> tf.Tensor:
     """
     image = tf.io.decode_jpeg(encoded, channels=3)
     sides = tf.cast(tf.shape(image)[:2], tf.float32)
-    height, width = tf.unstack(
-        tf.cast(sides * (config.eval_resize / tf.reduce_min(sides)), tf.int32)
-    )
+    sides = tf.cast(sides * (config.eval_resize / tf.reduce_min(sides)), tf.int32)
+    # Rounding may leave the shorter side a pixel less than eval_resize, which train_size may equal.
+    height, width = tf.unstack(tf.maximum(sides, config.train_size))
     image = resize(image, height, width)
     top, left = (height - config.train_size) // 2, (width - config.train_size) // 2
     image = image[top : top + config.train_size, left : left + config.train_size]

@@ -14,6 +14,7 @@ import io
 import json
 import multiprocessing
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from harness.checkpoint import write_json
 from harness.errors import UsageError
 from harness.options import exit_with, parse_command_line
-from harness.prepared import locked, write_manifest
+from harness.prepared import be_a_worker, locked, write_manifest
 from harness.system import num_cores
 from image_classification.config import CONVERSION_SEED, PRESETS, Config, check_values
 from image_classification.sources import (
@@ -65,12 +66,11 @@ def expected_meta(config: Config) -> dict[str, int | str]:
 
 
 def is_prepared(config: Config, data_dir: Path) -> bool:
-    """Whether DATA_DIR/prepared holds the shards of this configuration."""
-    try:
-        meta = json.loads((data_dir / "prepared" / "meta.json").read_text())
-    except (OSError, ValueError):
+    """Whether DATA_DIR/prepared holds all shards of this configuration."""
+    meta = _read_json(data_dir / "prepared" / "meta.json") or {}
+    if any(meta.get(name) != value for name, value in expected_meta(config).items()):
         return False
-    return all(meta.get(name) == value for name, value in expected_meta(config).items())
+    return all((data_dir / "prepared" / name).exists() for name in meta["num_images"])
 
 
 # --- Shards -----------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def _write_shards(todo: Sequence[tuple[Path, list[Source]]]) -> None:
             progress.update()
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_cores(), context) as pool:
+    with ProcessPoolExecutor(num_cores(), context, initializer=be_a_worker) as pool:
         futures = [pool.submit(write_shard, path, images) for path, images in todo]
         try:
             for future in as_completed(futures):
@@ -175,7 +175,7 @@ def _write_shards(todo: Sequence[tuple[Path, list[Source]]]) -> None:
 def write_shard(path: Path, images: Sequence[Source]) -> None:
     """Write one TFRecord file, whole or not at all, and beside it what it holds as JSON.
 
-    Raises UsageError naming the image that is none.
+    Raises UsageError naming the image that is none, OSError where the file cannot be written.
     """
     from harness import tensorflow_support
 
@@ -184,22 +184,31 @@ def write_shard(path: Path, images: Sequence[Source]) -> None:
 
     temporary = path.with_name(path.name + ".part")
     encoded_anew = []
-    with tf.io.TFRecordWriter(str(temporary)) as writer:
-        for image in images:
-            before = image.read()
-            try:
-                encoded = to_plain_jpeg(before)
-            except OSError as error:
-                cause = f"{image.filename} is no image"
-                raise UsageError(f"{cause}; check the archives with verify_dataset.sh") from error
-            if encoded is not before:
-                encoded_anew.append(image.filename)
-            writer.write(make_example(encoded, image.label, image.filename, image.synset))
+    try:
+        with tf.io.TFRecordWriter(str(temporary)) as writer:
+            for image in images:
+                encoded, is_new = _plain_jpeg_of(image)
+                if is_new:
+                    encoded_anew.append(image.filename)
+                writer.write(make_example(encoded, image.label, image.filename, image.synset))
+    except tf.errors.OpError as error:
+        raise OSError(error.message) from error
     with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     temporary.replace(path)
     record = {"num_images": len(images), "sha256": digest, "encoded_anew": encoded_anew}
     write_json(path.with_name(path.name + ".json"), record)
+
+
+def _plain_jpeg_of(image: Source) -> tuple[bytes, bool]:
+    """Its bytes for the shard, and whether they are not those of the archive."""
+    before = image.read()
+    try:
+        encoded = to_plain_jpeg(before)
+    except OSError as error:
+        cause = f"{image.filename} is no image"
+        raise UsageError(f"{cause}; check the archives with verify_dataset.sh") from error
+    return encoded, encoded is not before
 
 
 def make_example(encoded: bytes, label: int, filename: str, synset: str = "") -> bytes:
@@ -248,4 +257,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to tidy up: the next call goes on
     sys.exit(main())

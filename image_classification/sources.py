@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy
 import scipy.io
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from harness.errors import UsageError
 from image_classification.config import CONVERSION_SEED
@@ -212,8 +212,17 @@ def to_plain_jpeg(encoded: bytes) -> bytes:
 
     ImageNet has one PNG and 22 JPEGs in CMYK under the names of ordinary ones, and one JPEG that
     strict decoders refuse. These are encoded anew, in RGB at quality 100; all others stay as they
-    are. Raises OSError for what is no image.
+    are. Raises OSError for what is no image, or too large to be one.
     """
+    try:
+        return _to_plain_jpeg(encoded)
+    except UnidentifiedImageError as error:
+        raise OSError("its bytes are those of no image") from error
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from error
+
+
+def _to_plain_jpeg(encoded: bytes) -> bytes:
     with Image.open(io.BytesIO(encoded)) as image:
         if image.format == "JPEG" and image.mode in ("RGB", "L") and _is_decodable(encoded):
             return encoded

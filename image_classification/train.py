@@ -26,6 +26,7 @@ from harness.options import RunOptions, exit_with, leave, parse_command_line
 from harness.processes import num_processes, share
 from harness.progress import Progress
 from harness.run import Run
+from harness.system import num_cores
 from image_classification import data
 from image_classification.config import PRESETS, Config, check_values
 from image_classification.evaluate import evaluate, make_eval_step
@@ -76,7 +77,7 @@ def train(config: Config, options: RunOptions) -> int:
         trainer_state = [*model.variables, *optimizer.variables]
         train_step = make_train_step(model, optimizer, strategy, config, options)
         eval_step = make_eval_step(model, strategy)
-        warm_up(train_step, trainer_state, strategy, config)
+        warm_up(train_step, eval_step, trainer_state, strategy, config)
         log_recipe(run, config)
         device = "gpu" if tf.config.list_logical_devices("GPU") else "cpu"
         steps_per_epoch = data.num_steps(config)
@@ -89,6 +90,7 @@ def train(config: Config, options: RunOptions) -> int:
                 "num_processes": num_processes(),
                 "num_replicas": strategy.num_replicas_in_sync,
                 "num_threads": tf.config.threading.get_intra_op_parallelism_threads(),
+                "num_input_threads": options.num_workers or num_cores(),
             }
         )
 
@@ -135,7 +137,8 @@ def train(config: Config, options: RunOptions) -> int:
                 if stops[-1] or run.checkpoint_due():
                     save(run, trainer_state, epoch, step + 1)
                 if run.step == options.num_steps:
-                    report_speed(run, eval_step, strategy, train_images, eval_images)
+                    with run.phase("evaluation"):  # no part of the pace of training
+                        report_speed(run, eval_step, strategy, train_images, eval_images)
                 run.obey(stops[-1] > 0)
 
             # --- End of the epoch; of each fourth, with an evaluation ---------------------------
@@ -145,7 +148,8 @@ def train(config: Config, options: RunOptions) -> int:
                 continue
             run.eval_start(epoch)
             tensorflow_support.copy_from_first(strategy, model.non_trainable_variables)
-            quality = evaluate(eval_step, strategy, data.eval_batches(eval_images, config))
+            batches = data.eval_batches(eval_images, config)
+            quality = evaluate(eval_step, strategy, batches, eval_images.num_images)
             reached = run.eval_stop(epoch, quality)
             progress.evaluated(epoch, quality)
             save(run, trainer_state, epoch + 1, 0)
@@ -203,19 +207,26 @@ def make_train_step(
 
 def warm_up(
     train_step: Step,
+    eval_step: Step,
     trainer_state: list[keras.Variable],
     strategy: tf.distribute.Strategy,
     config: Config,
 ) -> None:
-    """Trace and compile the step on a made-up batch of each size, and put everything back."""
+    """Trace and compile both steps on a made-up batch of each size, and put everything back."""
     before = [variable.numpy() for variable in trainer_state]
-    last = config.num_train_images % config.batch_size
-    for size in {config.batch_size, last or config.batch_size}:
-        first, last = share(size)  # which of them are this process's
-        images = tf.zeros((last - first, config.train_size, config.train_size, 3))
-        labels = tf.ones(last - first, tf.int32)
-        pieces = tensorflow_support.split(strategy, images, labels)
-        train_step(*pieces, tf.constant(size), tf.constant(False))
+    for step, num_images in (
+        (train_step, config.num_train_images),
+        (eval_step, config.num_eval_images),
+    ):
+        last = num_images % config.batch_size
+        for size in {config.batch_size, last or config.batch_size}:
+            first, last = share(size)  # which of them are this process's
+            images = tf.zeros((last - first, config.train_size, config.train_size, 3))
+            labels = tf.ones(last - first, tf.int32)
+            pieces = tensorflow_support.split(strategy, images, labels)
+            if step is train_step:
+                pieces += (tf.constant(size), tf.constant(False))
+            step(*pieces)
     for variable, value in zip(trainer_state, before, strict=True):
         variable.assign(value)
 
@@ -267,10 +278,13 @@ def report_speed(
         num_images += len(next(batches)[0])
         input_s = time.monotonic() - start_s
     input_images_per_s = num_images * num_processes() / input_s
-    some = list(itertools.islice(data.eval_batches(eval_images, config), 4))
-    num_some = sum(len(images) for images, _ in some)
+    batches = iter(data.eval_batches(eval_images, config))
+    num_some = eval_images.num_images
+    if num_some > config.batch_size:
+        next(batches)
+        num_some = min(num_some - config.batch_size, 4 * config.batch_size)
     start_s = time.monotonic()
-    evaluate(eval_step, strategy, some)
+    evaluate(eval_step, strategy, itertools.islice(batches, 4), num_some)
     evaluation_s = (time.monotonic() - start_s) * eval_images.num_images / num_some
     per_epoch_s = evaluation_s / config.epochs_between_evaluations
     run.report_speed(data.num_steps(config), per_epoch_s, input_images_per_s)

@@ -160,7 +160,8 @@ def train(config: Config, options: RunOptions) -> int:
                 if stop or run.checkpoint_due():
                     save(run, trainer_state, epoch, step + 1)
                 if run.step == options.num_steps:
-                    evaluation_s = time_evaluation(model, evaluation_set, config)
+                    with run.phase("evaluation"):  # no part of the pace of training
+                        evaluation_s = time_evaluation(model, evaluation_set, config)
                     run.report_speed(steps_per_epoch, evaluation_s)
                 run.obey(stop)
 

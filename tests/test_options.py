@@ -71,6 +71,7 @@ def test_target():
         (["mini", "--seed", "x"], "--seed"),
         (["mini", "--precision", "fp8"], "fp8"),
         (["mini", "--num-steps", "-1"], "-1"),
+        (["mini", "--num-workers", "-1"], "-1"),
         (["mini", "mini"], "mini"),
     ],
 )

@@ -743,7 +743,7 @@ def table_quality(logits: FloatArray, labels: Any, batch_size: int) -> dict[str,
     )
     batches = tf.data.Dataset.from_tensor_slices((numbers, labels)).batch(batch_size)
     eval_step = evaluate.make_eval_step(TableModel(logits), strategy)
-    return evaluate.evaluate(eval_step, strategy, batches)
+    return evaluate.evaluate(eval_step, strategy, batches, len(labels))
 
 
 def check_evaluation() -> None:

@@ -75,10 +75,20 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_value_that_no_training_can_be_made_of_is_one_line(name):
+MORE_WRONG = [
+    ("warmup_epochs", -1.0),
+    ("warmup_epochs", float("nan")),
+    ("decay_epochs", (-1,)),
+    ("decay_epochs", (30, 20)),
+    ("l2_regularization", -1.0),
+    ("l2_regularization", float("nan")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), [*WRONG.items(), *MORE_WRONG])
+def test_a_value_that_no_training_can_be_made_of_is_one_line(name, value):
     with pytest.raises(UsageError) as error:
-        check_values(dataclasses.replace(REFERENCE, **{name: WRONG[name]}))
+        check_values(dataclasses.replace(REFERENCE, **{name: value}))
     message = str(error.value)
     assert "\n" not in message and "; " in message
     assert name in message or name.split("_")[1] in message

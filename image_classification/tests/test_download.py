@@ -433,6 +433,8 @@ def test_shards_alone_are_proven_once_the_archives_are_gone(small: Path, tmp_pat
     for name in ARCHIVES:
         (data / name).unlink()
     assert run("verify_dataset.sh", data=data, root=small).stdout == "OK: 1 files\n"
+    again = run("download_dataset.sh", data=data, root=small)
+    assert again.returncode == 0 and "nothing to do" in again.stderr
     # Without the shards they are asked for again.
     shutil.rmtree(prepared)
     result = run("verify_dataset.sh", data=data, root=small)

@@ -8,6 +8,7 @@ import numpy
 import pytest
 import tensorflow as tf
 
+from harness.errors import UsageError
 from image_classification import data, evaluate
 from image_classification.config import TINY
 from image_classification.tests import checks
@@ -68,6 +69,15 @@ def test_a_network_is_evaluated_as_its_logits_say(batch_size):
     assert len(labels) == 50 and set(labels) == {1, 2, 3, 4}
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
     eval_step = evaluate.make_eval_step(network, strategy)
-    quality = evaluate.evaluate(eval_step, strategy, data.eval_batches(made_up, config))
+    batches = data.eval_batches(made_up, config)
+    quality = evaluate.evaluate(eval_step, strategy, batches, made_up.num_images)
     assert quality == {"top_1": plain_hits(logits, labels, 1) / 50, "top_5": 1.0}
     assert 0 < quality["top_1"] < 1
+
+
+def test_images_that_are_missing_are_no_smaller_test():
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    batches = [(tf.zeros((4, 1, 1, 3)), tf.ones(4, tf.int32))]
+    eval_step = evaluate.make_eval_step(checks.TableModel(numpy.zeros((1, 5))), strategy)
+    with pytest.raises(UsageError, match="4 images were evaluated, not 5; check the data"):
+        evaluate.evaluate(eval_step, strategy, batches, 5)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy
+import pytest
 import tensorflow as tf
 
 from image_classification import images
-from image_classification.config import CHANNEL_MEANS, REFERENCE
-from image_classification.sources import to_plain_jpeg
+from image_classification.config import CHANNEL_MEANS, MINI, REFERENCE
+from image_classification.images import eval_image
+from image_classification.sources import encode_jpeg, to_plain_jpeg
 from image_classification.tests import checks
 from image_classification.tests.oracles import plain_eval_image
 
@@ -90,3 +94,12 @@ def test_photos_for_evaluation_equal_the_plain_way(photos):
         pixels = tf.io.decode_jpeg(encoded, channels=3).numpy()
         image = images.eval_image(tf.constant(encoded), REFERENCE).numpy()
         numpy.testing.assert_allclose(image, plain_eval_image(pixels, 256, 224), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [23, 46, 83, 97, 99, 28, 224])
+def test_images_for_evaluation_are_never_smaller_than_the_network_sees(side):
+    """Where the shorter side becomes as long as that, rounding would make some a pixel less."""
+    for train_size in (28, 224):
+        config = dataclasses.replace(MINI, train_size=train_size, eval_resize=train_size)
+        encoded = encode_jpeg(numpy.zeros((side, side + 20, 3), numpy.uint8))
+        assert eval_image(encoded, config).shape == (train_size, train_size, 3)

@@ -157,7 +157,9 @@ def test_what_is_no_image(run_predict, results, tmp_path):
     text.write_text("no image")
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff\xe0" + bytes(20))
-    for path in (missing, text, broken, tmp_path):
+    bomb = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(bomb)
+    for path in (missing, text, broken, bomb, tmp_path):
         done = run_predict("tiny", path, results=results)
         assert_usage_error(done, f"{path} is no image", "name others")
     assert not (tmp_path / "found.png").exists()

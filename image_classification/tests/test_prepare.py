@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy
@@ -230,8 +231,12 @@ def test_the_shuffle_is_over_all_images(made_up, data_dir):
 
 
 @pytest.mark.slow
-def test_resnet_50_takes_a_step_on_what_was_prepared(made_up, data_dir, tmp_path):
-    config = config_of(made_up, batch_size=2, warmup_epochs=0)
+def test_resnet_50_takes_a_step_on_photos(photos, tmp_path):
+    """From ImageNet's photos in archives like its own to the weights after two steps."""
+    real, data_dir = archives.real_photos(photos), tmp_path / "data"
+    data_dir.mkdir()
+    archives.write_archives(data_dir, real)
+    config = config_of(real, batch_size=2, warmup_epochs=0)
     prepare.prepare(config, data_dir)
     options = RunOptions(
         data_dir=data_dir, results_dir=tmp_path / "results", device="cpu", num_steps=2
@@ -267,6 +272,77 @@ def test_shards_are_the_same_whatever_the_processes(
     monkeypatch.setattr(prepare, "num_cores", lambda: num_processes)
     prepare.prepare(config_of(made_up), other)
     assert shards_of(other) == shards_of(data_dir)
+
+
+def test_a_shard_that_is_gone_is_made_again(made_up, data_dir):
+    config = config_of(made_up)
+    prepare.prepare(config, data_dir)
+    before = shards_of(data_dir)
+    (data_dir / "prepared" / "validation-00001-of-00003").unlink()
+    with pytest.raises(UsageError, match="is not prepared"):
+        data.check_files(config, RunOptions(data_dir=data_dir))
+    prepare.prepare(config, data_dir)
+    assert shards_of(data_dir) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_processes_end_with_the_one_that_started_them(data_dir, number):
+    """Each writes its number beside the shards, and then works for long."""
+    program = """
+import os, sys, time
+from pathlib import Path
+from image_classification import prepare
+def write_shard(path, images):
+    path.with_name(f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+prepare.write_shard = write_shard
+if __name__ == "__main__":
+    prepare.FEW_IMAGES = 0
+    prepare.num_cores = lambda: 2
+    if sys.argv[2] == "2":
+        prepare.signal.signal(2, prepare.signal.SIG_DFL)
+    prepare._write_shards([(Path(sys.argv[1]) / str(n), []) for n in range(4)])
+"""
+    script = data_dir / "program.py"
+    script.write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(prepare.__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, script, data_dir, str(int(number))], env=environment
+    )
+    workers = []
+    for _ in range(1200):
+        workers = [int(path.stem) for path in data_dir.glob("*.pid")]
+        if len(workers) == 2:
+            break
+        time.sleep(0.05)
+    assert len(workers) == 2
+    process.send_signal(number)
+    assert process.wait(60) == -number
+    for _ in range(200):
+        alive = [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+        if not alive:
+            break
+        time.sleep(0.05)
+    assert not alive
+
+
+@pytest.mark.parametrize("few_images", [0, 10_000])
+def test_a_disk_that_fills_up_is_one_line(made_up, imagenet, tmp_path, monkeypatch, few_images):
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", folder]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    monkeypatch.setattr(prepare, "FEW_IMAGES", few_images)
+    try:
+        for path in imagenet.iterdir():
+            (folder / path.name).symlink_to(path)
+        with pytest.raises(UsageError, match=r"cannot write .*No space left on device; make room"):
+            prepare.prepare(config_of(made_up), folder)
+        assert not (folder / "prepared").exists()
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 def test_a_second_preparation_does_nothing(made_up, data_dir):

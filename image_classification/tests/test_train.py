@@ -266,6 +266,10 @@ def test_num_steps_prints_throughput_and_an_estimate(tmp_path):
     done, done_synthetic = map(finish, processes)
     assert assert_speed(done) == 13
     assert record_of(own)["num_examples"] == 200 + 200 + 4 * 16
+    record = record_of(own)
+    # The measurements at the end are no part of the pace of training.
+    assert record["train_examples_per_s"] > 0.2 * record["speed"]["examples_per_s"]
+    assert record["phase_seconds"]["evaluation"] > 3
     assert_right_log(only_run(own), done.stdout, tmp_path)
     derived = json.loads((only_run(own) / "config.json").read_text())["derived"]
     assert derived["steps_per_epoch"] == 13
@@ -337,6 +341,13 @@ def test_wrong_options_are_one_line(tmp_path, monkeypatch, capsys, arguments, wo
     assert list(tmp_path.iterdir()) == []
 
 
+CHIEF = (
+    '{"cluster": {"chief": ["localhost:1"], "worker": ["localhost:2"]}, '
+    '"task": {"type": "worker", "index": 1}}'
+)
+"""TensorFlow allows a chief beside the workers; as a worker of one, there is no second."""
+
+
 def test_wrong_use_of_run_and_time(tmp_path):
     """In one of the cases nvidia-smi lists a GPU that TensorFlow cannot use.
 
@@ -359,6 +370,8 @@ def test_wrong_use_of_run_and_time(tmp_path):
         ([], {"NUM_GPUS": "99"}, ["NUM_GPUS=99"]),
         ([], unusable, ["can use 0 GPUs", "NUM_GPUS=0"]),
         ([], {"TF_CONFIG": "{}"}, ["TF_CONFIG names no cluster"]),
+        ([], {"TF_CONFIG": CHIEF}, ["TF_CONFIG names no cluster of workers alone"]),
+        ([], {"TF_CONFIG": CHIEF.replace("chief", "worker")}, ["TF_CONFIG names no cluster"]),
         ([], {"PYTHON": tmp_path / "python"}, ["lacks what image_classification needs"]),
     ]
     usual = {"PRESET": "tiny", "RESULTS_DIR": tmp_path / "results"}
