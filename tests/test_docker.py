@@ -692,9 +692,12 @@ def test_real_run_equals_the_printed_commands(real_clone):
 
 
 def without_empty(value):
-    """Without what stands for nothing: the SDK leaves out what the command line sends empty."""
+    """Without what stands for nothing: the SDK leaves out what the command line sends empty.
+
+    In one order: the command line sends the folders in any.
+    """
     if isinstance(value, list):
-        return [without_empty(item) for item in value] or None
+        return sorted((without_empty(item) for item in value), key=repr) or None
     if isinstance(value, dict):
         return {name: kept for name, item in value.items() if (kept := without_empty(item))} or None
     return value

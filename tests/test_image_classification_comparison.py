@@ -23,6 +23,7 @@ from comparisons.pairs import PairOptions
 from image_classification import data
 from image_classification.config import REFERENCE
 
+pytestmark = pytest.mark.usefixtures("tensorflow_threads")
 NUM_PHOTOS = 12
 
 

@@ -12,7 +12,6 @@ from unittest import mock
 
 import keras
 import pytest
-import tensorflow as tf
 
 from harness.options import REPOSITORY
 from image_classification.config import MINI
@@ -21,7 +20,6 @@ from image_classification.prepare import prepare
 # Their asserts explain themselves as those of the test files do.
 pytest.register_assert_rewrite("image_classification.tests.checks")
 
-NUM_THREADS = 2
 MNIST_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 ENVIRONMENT = (
     *("RANK", "WORLD_SIZE", "TF_CONFIG", "NUM_GPUS"),
@@ -31,19 +29,16 @@ ENVIRONMENT = (
 
 
 @pytest.fixture(autouse=True, scope="session")
-def two_threads() -> None:
-    """On CPU, with the same kernels each time; more threads than cores make small models slow."""
-    tf.config.set_visible_devices([], "GPU")
-    tf.config.threading.set_intra_op_parallelism_threads(NUM_THREADS)
-    tf.config.threading.set_inter_op_parallelism_threads(NUM_THREADS)
-    tf.config.experimental.enable_op_determinism()
+def threads(tensorflow_threads: int) -> int:
+    """Set before any other fixture computes something."""
+    return tensorflow_threads
 
 
 @pytest.fixture(autouse=True)
-def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def two_cores(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training in this process may set the threads once more, to the same number only."""
     for module in ("harness.tensorflow_support", "image_classification.data"):
-        monkeypatch.setattr(f"{module}.num_cores", lambda: NUM_THREADS)
+        monkeypatch.setattr(f"{module}.num_cores", lambda: threads)
 
 
 @pytest.fixture(autouse=True)
