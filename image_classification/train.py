@@ -2,7 +2,7 @@
 
     .venv/bin/python -m image_classification.train mini --seed 1
 
-mini: a small ResNet on handwritten digits to top-1 >= 0.97, about a minute on two cores. reference:
+mini: a small ResNet on handwritten digits to top-1 >= 0.97, half a minute on two cores. reference:
 ImageNet to top-1 >= 0.749, about 64 epochs. See README.md for the data, the recipe and known runs.
 """
 
