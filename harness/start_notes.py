@@ -11,6 +11,7 @@ from collections.abc import Iterator
 NOTES = (
     "All log messages before absl::InitializeLog",
     "oneDNN custom operations are on",
+    "Could not find cuda drivers on your machine",  # where a host has no CUDA libraries either
     r"failed call to cuInit: .*\(303\)",  # no NVIDIA driver; who asks for a GPU is told
 )
 
