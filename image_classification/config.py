@@ -179,6 +179,6 @@ TINY = Config(
 
 PRESETS = {
     "reference": ("ImageNet to top-1 0.749, the v0.5 recipe (a GPU with 16 GB)", REFERENCE),
-    "mini": ("a small ResNet on handwritten digits to top-1 0.97 (half a minute on two cores)", MINI),
+    "mini": ("a small ResNet on handwritten digits to top-1 0.97 (half a minute on 2 cores)", MINI),
     "tiny": ("made-up images, a few seconds: for tests and for a first look", TINY),
 }
