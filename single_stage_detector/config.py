@@ -12,7 +12,7 @@ from harness.errors import UsageError
 from harness.stop_rule import QualityTarget
 
 PIXEL_MEANS = (0.485, 0.456, 0.406)
-"""Red, green and blue of ImageNet's average pixel, of 0 to 1: what the backbone was trained with."""
+"""Red, green and blue of ImageNet's average pixel, of 0 to 1: the backbone was trained so."""
 PIXEL_DEVIATIONS = (0.229, 0.224, 0.225)
 """Their standard deviations."""
 MIN_IOU_OPTIONS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
@@ -45,7 +45,7 @@ class Config:
     quality_targets: tyro.conf.Suppress[tuple[QualityTarget, ...]] = (QualityTarget("ap", 0.212),)
     """Box AP, averaged over IoU 0.50 to 0.95, that ends the run (v0.5's run_and_time.sh)."""
     epochs_to_target: tyro.conf.Suppress[float] = 49.1
-    """Epochs that a run is expected to need (v0.5's example log: 0.2229 after iteration 180,000)."""
+    """Epochs that a run is expected to need (v0.5's example log: 0.2229 at iteration 180,000)."""
     checkpoint_interval_s: float = 1800
     """Seconds between checkpoints."""
 
@@ -159,7 +159,9 @@ def check_values(config: Config) -> None:
     if not 0 <= config.crop_probability <= 1:
         raise UsageError(f"crop_probability is {config.crop_probability}; give 0 to 1")
     if not (0 < config.base_learning_rate < math.inf and 0 <= config.momentum < 1):
-        raise UsageError("base_learning_rate lies above 0, momentum from 0 to below 1; correct them")
+        raise UsageError(
+            "base_learning_rate lies above 0, momentum from 0 to below 1; correct them"
+        )
     if not (0 <= config.weight_decay < math.inf and config.max_gradient_norm > 0):
         raise UsageError("weight_decay is not below 0, max_gradient_norm above 0; correct them")
     if not (0 <= config.min_score < 1 and 0 < config.nms_iou <= 1):

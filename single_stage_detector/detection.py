@@ -3,8 +3,8 @@
 Shapes: B images, C classes (0 is background), A default boxes; N candidates of all images, in G
 groups of one image and class, at most K in each.
 
-Source: Liu et al., "SSD: Single Shot MultiBox Detector" (2016), section 2.2, "Inference time"; v0.5's
-thresholds.
+Source: Liu et al., "SSD: Single Shot MultiBox Detector" (2016), section 2.2, "Inference time";
+v0.5's thresholds.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Shapes: B images, M the most objects that one of them has, A default boxes, C classes.
 
-Source: Liu et al., "SSD: Single Shot MultiBox Detector" (2016), section 2.2; v0.5 differs from it in
-dividing each image's loss by the image's own number of matches.
+Source: Liu et al., "SSD: Single Shot MultiBox Detector" (2016), section 2.2; v0.5 differs from it
+in dividing each image's loss by the image's own number of matches.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m single_stage_detector.train mini --seed 1
 
-mini: a small SSD on generated shapes to AP50 >= 0.85, two minutes on two cores. reference: COCO 2017
-to AP >= 0.212, about 49 epochs. See README.md for the data, the recipe and known runs.
+mini: a small SSD on generated shapes to AP50 >= 0.85, two minutes on two cores. reference: COCO
+2017 to AP >= 0.212, about 49 epochs. See README.md for the data, the recipe and known runs.
 """
 
 from __future__ import annotations
@@ -147,9 +147,7 @@ def train(config: Config, options: RunOptions) -> int:
                 # number of processes, because DistributedDataParallel averages the gradients.
                 with torch_support.autocast(device, options.precision):
                     box_deltas, class_logits = forward(
-                        normalize_pixels(batch.images).contiguous(
-                            memory_format=torch.channels_last
-                        )
+                        normalize_pixels(batch.images).contiguous(memory_format=torch.channels_last)
                     )
                 targets = encode_targets(default_boxes, batch.boxes, batch.labels)
                 errors = image_losses(box_deltas.float(), class_logits.float(), *targets)
@@ -251,9 +249,7 @@ def parallel_and_compiled(
     return forward
 
 
-def log_recipe(
-    run: Run, config: Config, default_boxes: DefaultBoxes, steps_per_epoch: int
-) -> None:
+def log_recipe(run: Run, config: Config, default_boxes: DefaultBoxes, steps_per_epoch: int) -> None:
     """The hyper-parameters under mlperf-logging's keys, and v0.5's where it has none."""
     log = run.log.event
     log(constants.GLOBAL_BATCH_SIZE, config.batch_size)
