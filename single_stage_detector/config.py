@@ -151,11 +151,17 @@ def check_values(config: Config) -> None:
         if numbers != sorted(set(numbers)) or (numbers and not 0 <= numbers[0] < math.inf):
             option, given = name.replace("_", "-"), " ".join(map(str, numbers))
             raise UsageError(f"{name} is {given}; give --{option} numbers that grow, from 0 on")
-    if config.evaluation_epochs and not 1 <= config.evaluation_epochs[0] <= config.max_epochs:
-        cause = f"evaluation_epochs begin with {config.evaluation_epochs[0]}"
-        raise UsageError(f"{cause}; give a first one from 1 to max_epochs, {config.max_epochs}")
-    if not (config.evaluation_epochs or config.evaluation_iterations):
+    if config.evaluation_epochs:
+        first, option = config.evaluation_epochs[0], "evaluation_epochs"
+        is_within = 1 <= first <= config.max_epochs
+    elif config.evaluation_iterations:
+        first, option = config.evaluation_iterations[0], "evaluation_iterations"
+        is_within = first < config.max_epochs * config.num_train_images / config.base_batch_size
+    else:
         raise UsageError("no evaluation is asked for; give --evaluation-epochs")
+    if not is_within:
+        cause = f"{option} begin with {first}"
+        raise UsageError(f"{cause}; give a first one from 1 to max_epochs, {config.max_epochs}")
     if not 0 <= config.crop_probability <= 1:
         raise UsageError(f"crop_probability is {config.crop_probability}; give 0 to 1")
     if not (0 < config.base_learning_rate < math.inf and 0 <= config.momentum < 1):
