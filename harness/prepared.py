@@ -41,17 +41,18 @@ def be_a_worker() -> None:
 
 
 def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None:
-    """MANIFEST.sha256 over the files of `folder`, in the format of sha256sum -c; all synced.
+    """MANIFEST.sha256 over the files in and below `folder`, as sha256sum -c reads it; all synced.
 
     `known` gives digests (by name) that need not be computed again.
     """
     lines = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
         with path.open("rb") as file:
-            digest = (known or {}).get(path.name)
+            digest = (known or {}).get(name)
             if digest is None:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            lines.append(f"{digest}  {path.name}\n")
+            lines.append(f"{digest}  {name}\n")
             os.fsync(file.fileno())
     with (folder / "MANIFEST.sha256").open("w") as manifest:
         manifest.writelines(lines)

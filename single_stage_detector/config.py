@@ -15,9 +15,8 @@ PIXEL_MEANS = (0.485, 0.456, 0.406)
 """Red, green and blue of ImageNet's average pixel, of 0 to 1: the backbone was trained so."""
 PIXEL_DEVIATIONS = (0.229, 0.224, 0.225)
 """Their standard deviations."""
-MIN_IOU_OPTIONS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
-"""Least overlap that a crop must have with every object; the last stands for no limit (which
-still asks for some overlap: v0.5 compares with 0 there)."""
+MIN_IOU_OPTIONS = (0.1, 0.3, 0.5, 0.7, 0.9, -math.inf)
+"""Overlap that a crop must exceed with every object; the last is no limit."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,8 @@ class Config:
     """Part of the sum of gradients that stays from step to step (SGD)."""
     weight_decay: float = 5e-4
     """Of all weights, biases and batch normalisation included."""
-    max_gradient_norm: float = math.inf
-    """Longer gradients are scaled down to this length."""
+    max_gradient_norm: float = 0.0
+    """Longer gradients are scaled down to this length; 0: none is."""
 
     evaluation_iterations: tuple[int, ...] = (120_000, 160_000, 180_000, 200_000, 220_000, 240_000)
     """Iterations of base_batch_size images, counted from 0, after whose step is evaluated."""
@@ -168,8 +167,8 @@ def check_values(config: Config) -> None:
         raise UsageError(
             "base_learning_rate lies above 0, momentum from 0 to below 1; correct them"
         )
-    if not (0 <= config.weight_decay < math.inf and config.max_gradient_norm > 0):
-        raise UsageError("weight_decay is not below 0, max_gradient_norm above 0; correct them")
+    if not (0 <= config.weight_decay < math.inf and config.max_gradient_norm >= 0):
+        raise UsageError("weight_decay and max_gradient_norm are not below 0; correct them")
     if not (0 <= config.min_score < 1 and 0 < config.nms_iou <= 1):
         raise UsageError("min_score lies from 0 to below 1, nms_iou above 0 to 1; correct them")
     num_maps = 1 + len(config.extra_layers)
@@ -189,8 +188,8 @@ MINI = Config(
     epochs_to_target=6,
     checkpoint_interval_s=60,
     num_classes=5,
-    num_train_images=2_000,  # to be replaced by what prepare.py makes
-    num_eval_images=400,
+    num_train_images=1_954,
+    num_eval_images=395,
     input_size=128,
     num_blocks=(1, 2, 2),
     num_filters=(16, 32, 64),

@@ -157,7 +157,7 @@ def train(config: Config, options: RunOptions) -> int:
                 rate = learning_rate(config, run.step + len(losses), steps_per_epoch)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                if math.isfinite(config.max_gradient_norm):
+                if config.max_gradient_norm:
                     scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
                 scaler.step(optimizer)

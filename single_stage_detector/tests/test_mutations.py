@@ -289,7 +289,7 @@ MUTATIONS = {
     ),
     "gradients not clipped": Mutation(
         train,
-        "if math.isfinite(config.max_gradient_norm):",
+        "if config.max_gradient_norm:",
         "if False:",
         checks.check_adamw_trajectory,
     ),

@@ -1,0 +1,154 @@
+"""Make the generated data set of the mini preset; COCO itself needs no preparation.
+
+    .venv/bin/python -m single_stage_detector.prepare mini
+
+Off the clock, once: writes DATA_DIR/prepared/ in COCO's layout, whole or not at all, by as many
+processes as there are cores, and holds it against the digest below.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from harness.checkpoint import write_json
+from harness.errors import UsageError
+from harness.options import exit_with, parse_command_line
+from harness.prepared import be_a_worker, locked, write_manifest
+from harness.system import num_cores
+from single_stage_detector.config import PRESETS, Config, check_values
+from single_stage_detector.shapes import (
+    SHAPES128,
+    Picture,
+    digest,
+    digest_of_set,
+    draw_picture,
+    make_instances,
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of the generated set."""
+
+    seed: int
+    num_pictures: int
+    """Those without an object included."""
+    digest: str
+    """What `digest_of_set` must give."""
+
+
+SPLITS = {
+    "train2017": Split(1, 2000, "a0e5bfa7052f93e880cc9d4e312672c6393cb445cf7e867f582444264040a565"),
+    "val2017": Split(2, 400, "83b93df723055962475f199f441ea6c481bf647176a252f09a84b79f2d91d989"),
+}
+"""Named as COCO's are."""
+FORMAT_VERSION = 1
+"""Raised when the files change, so that older ones are made anew."""
+PICTURES_AT_A_TIME = 25
+"""That a process draws before it takes more."""
+
+
+def expected_meta() -> dict[str, Any]:
+    """What decides the files."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "digests": {name: split.digest for name, split in SPLITS.items()},
+    }
+
+
+def is_prepared(data_dir: Path) -> bool:
+    """Whether DATA_DIR/prepared holds this set."""
+    try:
+        meta = json.loads((data_dir / "prepared" / "meta.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(meta == expected_meta())
+
+
+def prepare(config: Config, data_dir: Path) -> None:
+    """Make DATA_DIR/prepared where it is missing or another set.
+
+    Raises UsageError where the folder cannot be written, or what was made is not the set.
+    """
+    if config.dataset != "shapes128" or is_prepared(data_dir):
+        return
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with locked(data_dir):
+            if is_prepared(data_dir):  # by another process, meanwhile
+                return
+            print(f"preparing {data_dir}: drawing pictures", file=sys.stderr)
+            folder = data_dir / "prepared.tmp"
+            shutil.rmtree(folder, ignore_errors=True)
+            write_set(folder)
+            shutil.rmtree(data_dir / "prepared", ignore_errors=True)
+            folder.rename(data_dir / "prepared")
+    except OSError as error:
+        cause = f"cannot write {data_dir}/prepared: {error.strerror or error}"
+        raise UsageError(f"{cause}; make room, or prepare where it can be written") from error
+
+
+def write_set(folder: Path) -> None:
+    """Draw both splits and write them with their annotations and a manifest."""
+    (folder / "annotations").mkdir(parents=True)
+    for name, split in SPLITS.items():
+        (folder / name).mkdir()
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(num_cores(), context, initializer=be_a_worker) as pool:
+            draw = partial(write_picture, folder / name, split.seed)
+            numbers = range(split.num_pictures)
+            drawn = list(
+                tqdm(
+                    pool.map(draw, numbers, chunksize=PICTURES_AT_A_TIME),
+                    total=split.num_pictures,
+                    desc=name,
+                    unit="picture",
+                    disable=None,
+                    leave=False,
+                )
+            )
+        found = digest_of_set(text for _, text in drawn)
+        if found != split.digest:
+            shutil.rmtree(folder)
+            cause = f"the pictures of {name} have the digest {found}, not {split.digest}"
+            raise UsageError(f"{cause}; install the versions of requirements.txt")
+        instances = make_instances(SHAPES128, (objects for objects, _ in drawn), ".png")
+        write_json(folder / "annotations" / f"instances_{name}.json", instances)
+    write_json(folder / "meta.json", expected_meta())
+    write_manifest(folder)
+
+
+def write_picture(folder: Path, seed: int, number: int) -> tuple[tuple[dict[str, Any], ...], str]:
+    """Draw a picture and write it as PNG; returns its annotations and its digest."""
+    picture: Picture = draw_picture(SHAPES128, seed, number)
+    path = folder / f"{number + 1:012d}.png"
+    Image.fromarray(picture.pixels).save(path, compress_level=1)  # noise hardly shrinks
+    return picture.annotations, digest(picture)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prepare the data of one preset; returns the exit status."""
+    try:
+        config, options = parse_command_line("single_stage_detector", PRESETS, arguments)
+        check_values(config)
+        prepare(config, options.data_dir)
+    except UsageError as error:
+        return exit_with(error)
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to tidy up: the next call starts anew
+    sys.exit(main())
