@@ -23,7 +23,8 @@
 #   dataset_verdict
 #
 # FILE and ARCHIVE are names below DATA_DIR. Digests stand in the benchmark's checksums/<preset>.sha256
-# (or .md5, where nobody publishes better), in the format of sha256sum -c, and nowhere else.
+# (or .md5, where nobody publishes better), in the format of sha256sum -c, and nowhere else. Of a file
+# whose SHA-256 is published by its head alone, .sha256-prefix has that head, and it alone is compared.
 # All messages go to stderr; stdout carries only the usage text and the findings of a verification.
 #
 # Exit status of a download: 0 the set is complete; 1 the server could not be reached or broke off, so
@@ -155,10 +156,10 @@ dataset_need() {
 # nothing where they do not name it.
 dataset_pinned_digest() {
   local kind digest name
-  for kind in sha256 md5; do
+  for kind in sha256 md5 sha256-prefix; do
     [[ -f $dataset_folder/checksums/$PRESET.$kind ]] || continue
     while read -r digest name; do
-      [[ $name != "$1" ]] || { printf '%s:%s' "$kind" "$digest" && return; }
+      [[ $name != "$1" ]] || { printf '%s:%s' "${kind%-prefix}" "$digest" && return; }
     done <"$dataset_folder/checksums/$PRESET.$kind"
   done
 }
@@ -364,7 +365,7 @@ dataset_fetch() {
     dataset_say "$file: checking its digest"
     dataset_digest_of "${digest%%:*}" "$file.part"
     found=$dataset_output
-    if [[ $found == "$digest" ]]; then
+    if [[ $found == "$digest"* ]]; then
       dataset_settle "$file" "$size"
       return
     fi
@@ -393,7 +394,7 @@ dataset_have() {
   [[ -e $DATA_DIR/$1 ]] || return 1
   dataset_say "$1: checking its digest"
   dataset_digest_of "${digest%%:*}" "$1"
-  [[ $dataset_output == "$digest" ]] || dataset_fail 2 \
+  [[ $dataset_output == "$digest"* ]] || dataset_fail 2 \
     "$DATA_DIR/$1 is not the file expected: expected $digest, found $dataset_output" \
     "move it away and run $dataset_again again"
   dataset_say "$1: is there already"
@@ -727,7 +728,7 @@ dataset_verify_files() {
       dataset_problem "$file" "expected a line in MANIFEST.sha256, found none" "$advice"
     elif [[ -n $pinned ]]; then
       dataset_digest_of "${pinned%%:*}" "$file"
-      [[ $dataset_output == "$pinned" ]] ||
+      [[ $dataset_output == "$pinned"* ]] ||
         dataset_problem "$file" "differs, expected $pinned, found $dataset_output" "$advice"
     fi
     dataset_proven[$file]=yes

@@ -66,7 +66,8 @@ class DockerOptions:
     num_gpus: int | None = field(default_factory=_num_gpus_of_environment)
     """GPUs to train on, 0 for the CPU; by default 1 where there is one. $NUM_GPUS sets it too."""
     data_dir: Path | None = None
-    """Folder of the data set; by default $DATA_DIR, else data/<benchmark>/<preset>."""
+    """Folder of the data set; by default $DATA_DIR, else data/<benchmark>/<preset>
+    (both detectors: data/coco/<preset>)."""
     results_dir: Path | None = None
     """Folder for logs and checkpoints; by default $RESULTS_DIR, else results."""
     requirements: str | None = None

@@ -18,6 +18,8 @@ from harness.errors import UsageError
 from harness.stop_rule import QualityTarget, parse_targets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_DATA = {"single_stage_detector": "coco", "object_detection": "coco"}
+"""Benchmarks whose data set has a folder below data/ of another name, which others use too."""
 
 
 class BenchmarkConfig(Protocol):
@@ -124,7 +126,8 @@ def parse_command_line(
 
 def default_options(benchmark: str, preset: str) -> RunOptions:
     """The options as the environment sets them."""
-    data_dir = os.environ.get("DATA_DIR") or REPOSITORY / "data" / benchmark / preset
+    data_name = SHARED_DATA.get(benchmark, benchmark)
+    data_dir = os.environ.get("DATA_DIR") or REPOSITORY / "data" / data_name / preset
     results_dir = os.environ.get("RESULTS_DIR") or REPOSITORY / "results"
     return RunOptions(
         data_dir=Path(data_dir).absolute(),

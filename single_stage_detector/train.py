@@ -277,7 +277,7 @@ def estimate_memory_bytes(model: SSD, config: Config, options: RunOptions) -> in
         nonlocal num_values
         num_values += output.numel()
 
-    shadow = SSD(config).to("meta")
+    shadow = SSD(config).to("meta").eval()
     for module in shadow.modules():
         if not list(module.children()):
             module.register_forward_hook(count)
