@@ -164,14 +164,14 @@ def judge_resumptions(log: Log, rules: Rules) -> Iterator[Violation]:
 
 def judge_preset(log: Log, rules: Rules) -> Iterator[Violation]:
     """A value equals its preset's exactly where `modified` does not name its field."""
-    fields = {key: rule["field"] for key, rule in rules.own["recipe"].items() if "field" in rule}
-    fields["quality_target"] = "quality_targets"
+    fields = {**rules.recipe_fields, "quality_target": ["quality_targets"]}
     for key, value in rules.preset.items():
-        may_differ = rules.own["data"].get(key, {}).get("fields", [fields.get(key)])
+        may_differ = fields.get(key) or rules.own["data"].get(key, {}).get("fields", [])
         is_modified = bool(set(may_differ) & set(log.modified))
+        must_differ = is_modified and key in fields and len(may_differ) == 1
         for record in log.all(key):
-            if record.value == value and is_modified and key in fields:
-                expected = f"{key} other than the preset's, as modified names {fields[key]}"
+            if record.value == value and must_differ:
+                expected = f"{key} other than the preset's, as modified names {may_differ[0]}"
                 yield Violation(record.line, "modified", expected, show(record.value))
             elif record.value != value and not is_modified:
                 expected = f"{key} {show(value)}, the preset's"
@@ -184,8 +184,8 @@ def judge_preset(log: Log, rules: Rules) -> Iterator[Violation]:
 
 def judge_modified(log: Log, rules: Rules) -> Iterator[Violation]:
     """`modified` names fields that there are, each once."""
-    known = {rule["field"] for rule in rules.own["recipe"].values() if "field" in rule}
-    known |= {"quality_targets", *rules.own["modified"]["fields"]}
+    known = {"quality_targets", *rules.own["modified"]["fields"]}
+    known |= {field for fields in rules.recipe_fields.values() for field in fields}
     known |= set(rules.shared["modified"]["options"])
     for record in log.all("modified"):
         for index, name in enumerate(record.value):
@@ -209,10 +209,19 @@ def steps_per_epoch(log: Log, rules: Rules) -> int | None:
     return int(rounded[rule["rounding"]])
 
 
+def evaluation_steps(epoch: int, log: Log, rules: Rules) -> list[int]:
+    """Steps after which is evaluated within an epoch or at its end, where a record lists them."""
+    size, record = steps_per_epoch(log, rules), log.one(rules.own["evaluation"]["steps"])
+    if size is None or record is None:
+        return []
+    return [step for step in record.value if (epoch - 1) * size < step <= epoch * size]
+
+
 def judge_steps(log: Log, rules: Rules) -> Iterator[Violation]:
     """Steps never fall; an evaluation has those of its epochs, an end those of a part more."""
     size = steps_per_epoch(log, rules)
     num_steps, num_started, num_stopped = 0, 0, 0
+    of_evaluations = lines_at_listed_steps(log, rules)
     for record in (record for record in log.records if record.is_sound):
         num_started += record.key == "epoch_start"
         num_stopped += record.key == "epoch_stop"
@@ -225,6 +234,12 @@ def judge_steps(log: Log, rules: Rules) -> Iterator[Violation]:
         if size is None:
             continue
         first, last = num_stopped * size, num_started * size
+        if record.line in of_evaluations:
+            steps = evaluation_steps(record.metadata["epoch_num"], log, rules)
+            if step not in steps:
+                expected = f"one of the steps {show(steps)} (evaluation_steps of its epoch)"
+                yield Violation(record.line, "steps", expected, show(step))
+            continue
         if "epoch_num" in record.metadata:
             first = last = record.metadata["epoch_num"] * size
         elif record.metadata.get("status") == "num_steps":
@@ -236,6 +251,18 @@ def judge_steps(log: Log, rules: Rules) -> Iterator[Violation]:
         if saved > step:
             expected = f"checkpoint_step up to {step}"
             yield Violation(record.line, "steps", expected, show(saved))
+
+
+def lines_at_listed_steps(log: Log, rules: Rules) -> set[int]:
+    """Lines of records that tell of evaluations whose steps a record lists, run_stop among them."""
+    if "steps" not in rules.own["evaluation"]:
+        return set()
+    lines = set()
+    for item in evaluations(log):
+        records = [*item.accuracies, item.stats, item.stop]
+        lines |= {record.line for record in records if record}
+    stop = log.one("run_stop")
+    return lines | {stop.line} if stop and log.status == "success" else lines
 
 
 def judge_epochs(log: Log, rules: Rules) -> Iterator[Violation]:

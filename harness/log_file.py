@@ -71,8 +71,17 @@ class Rules:
 
     @property
     def targets(self) -> list[str]:
-        """Qualities that have a target, in order."""
-        return [name for name, rule in self.own["quality"].items() if "better" in rule]
+        """Qualities that have a target, in order: the preset's, or all that may have one."""
+        all_of_them = [name for name, rule in self.own["quality"].items() if "better" in rule]
+        return list(self.preset.get("quality_target", all_of_them))
+
+    @property
+    def recipe_fields(self) -> dict[str, list[str]]:
+        """The fields of Config that a recipe record's value follows from, by its key."""
+        fields = {}
+        for key, rule in self.own["recipe"].items():
+            fields[key] = [rule["field"]] if "field" in rule else rule.get("fields", [])
+        return fields
 
     @property
     def tolerance_ms(self) -> float:

@@ -5,10 +5,12 @@ Both compare what should be there with what is there, and name the lines where t
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
+from harness.log_facts import evaluation_steps, steps_per_epoch
 from harness.log_file import Log, Record, Rules, Violation, is_integer, shorten, show
 from harness.run_log import SEAL_KEY, seal_value
 
@@ -129,26 +131,42 @@ def _expected(log: Log, rules: Rules) -> tuple[list[str], list[str], list[str]]:
     last_epoch = min(max(named, default=0), len(log.records))
     body = []
     for epoch in range(last_epoch + 1):
+        within, at_its_end = _evaluations_of(epoch, log, rules)
+        evaluation = [
+            f"{name} of epoch {epoch}"
+            for key in order["evaluation"]
+            for name in (
+                [f"{key} {metric}" for metric in rules.targets] if key == "eval_accuracy" else [key]
+            )
+        ]
         if epoch > 0:
-            body += [f"{key} of epoch {epoch}" for key in order["epoch"]]
+            first, *rest = (f"{key} of epoch {epoch}" for key in order["epoch"])
+            body += [first, *evaluation * within]
+            # A run ends at the evaluation that meets its target, within an epoch too.
+            body += [] if is_whole and epoch == last_epoch and within and not at_its_end else rest
         # --num-steps leaves the first evaluation out.
-        if _is_evaluated(epoch, rules) and (epoch > 0 or is_whole or epoch in support):
-            body += [
-                f"{name} of epoch {epoch}"
-                for key in order["evaluation"]
-                for name in (
-                    [f"{key} {metric}" for metric in rules.targets]
-                    if key == "eval_accuracy"
-                    else [key]
-                )
-            ]
+        if at_its_end and (epoch > 0 or is_whole or epoch in support):
+            body += evaluation
     end = order["interrupted" if log.status == "interrupted" else "run_stop"]
     return start, body, end
 
 
-def _is_evaluated(epoch: int, rules: Rules) -> bool:
-    first, every = (int(rules.own["evaluation"][name]) for name in ("first_epoch", "every_epochs"))
-    return epoch >= first and (epoch - first) % every == 0
+def _evaluations_of(epoch: int, log: Log, rules: Rules) -> tuple[int, bool]:
+    """How many evaluations come within an epoch, and whether one comes after it."""
+    rule = rules.own["evaluation"]
+    if "steps" not in rule:
+        first, every = int(rule["first_epoch"]), int(rule["every_epochs"])
+        return 0, epoch >= first and (epoch - first) % every == 0
+    size = steps_per_epoch(log, rules)
+    steps = evaluation_steps(epoch, log, rules)
+    within = [step for step in steps if size and step % size and step <= _last_step(log)]
+    return len(within), len(steps) > 0 and size is not None and steps[-1] % size == 0
+
+
+def _last_step(log: Log) -> int:
+    """Where a successful run ended; none is beyond that of another."""
+    stop = log.one("run_stop")
+    return int(stop.metadata["step_num"]) if stop and log.status == "success" else sys.maxsize
 
 
 def _filled(keys: list[str], rules: Rules) -> list[str]:

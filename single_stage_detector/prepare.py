@@ -50,8 +50,8 @@ class Split:
 
 
 SPLITS = {
-    "train2017": Split(1, 2000, "a0e5bfa7052f93e880cc9d4e312672c6393cb445cf7e867f582444264040a565"),
-    "val2017": Split(2, 400, "83b93df723055962475f199f441ea6c481bf647176a252f09a84b79f2d91d989"),
+    "train2017": Split(1, 2000, "a5b8d7fa8e2c996aa199487d9680cc594419b9688a2560a75e1a43004c689a4c"),
+    "val2017": Split(2, 400, "786355ea5aae1cf10fd63a38aa1a12a1ac3aa8b2f99bf8c5d13f086fe096bd7f"),
 }
 """Named as COCO's are."""
 FORMAT_VERSION = 1

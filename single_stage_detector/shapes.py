@@ -119,7 +119,7 @@ def draw_picture(recipe: Recipe, seed: int, index: int) -> Picture:
 def draw_background(recipe: Recipe, random: numpy.random.RandomState) -> NDArray[numpy.int64]:
     """A grid of 2 to 8 by 2 to 8 colours, blended between its points, under noise [H, W, 3]."""
     columns, rows = random.randint(2, 9, size=2)
-    grid = random.randint(64, 192, size=(rows, columns, 3))
+    grid = random.randint(96, 160, size=(rows, columns, 3))
     blended = grid
     for axis, size in ((0, recipe.height), (1, recipe.width)):
         # Positions between the grid's points, in 1 / 256 of their distance.
