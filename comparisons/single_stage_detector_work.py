@@ -133,7 +133,7 @@ def make_network(work: Work, inputs: Inputs) -> SSD:
             hook.remove()
     num_classes = work.config.num_classes
     for head in network.class_heads:
-        head.bias.view(num_classes, -1)[0] += 10  # background
+        head.bias.view(num_classes, -1)[0] += 11  # background
     return network
 
 
@@ -180,7 +180,9 @@ def make_results(work: Work) -> tuple[dict[str, Any], FloatArray]:
     stream = numpy.random.default_rng(work.seed)
     num_kinds = work.config.num_classes - 1
     pixels = numpy.array([WIDTH, HEIGHT, WIDTH, HEIGHT])
-    images, annotations, rows = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    rows: list[FloatArray] = []
     for image_id in range(1, work.num_coco_images + 1):
         images.append({"id": image_id, "width": WIDTH, "height": HEIGHT, "file_name": ""})
         count = int(stream.geometric(1 / MEAN_OBJECTS))

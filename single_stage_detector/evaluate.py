@@ -8,7 +8,6 @@ Source: https://cocodataset.org/#detection-eval; Lin et al., "Microsoft COCO" (2
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -40,6 +39,9 @@ STATISTICS = (
     "ar_large",
 )
 """COCO's twelve numbers, in its order: average precision, and recall; -1 where nothing counts."""
+
+ANNOTATION_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+"""What counts of an annotation where boxes are judged; outlines are most of an instances file."""
 
 FloatArray = NDArray[numpy.float64]
 
@@ -83,28 +85,31 @@ def detect_objects(
     """What the model finds on this process's share of the images, in the form of COCO's results.
 
     Rows of image id, left, top, width, height in pixels of the original image, score, category id:
-    [D, 7]. Boxes are not clipped to the image.
+    [D, 7]. Boxes are not clipped to the image. A box that is no number is no detection: pycocotools
+    would count it as a hit.
     """
     annotations = images.annotations
     category_ids = numpy.array([0, *annotations.category_ids])
     default_boxes = DefaultBoxes(config).to(device)
     rows = [numpy.zeros((0, 7))]
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), numpy.errstate(invalid="ignore"):  # infinity less infinity
         for numbers, pixels in eval_batches(images, config, num_workers, max_images):
             inputs = normalize_pixels(pixels.to(device, non_blocking=True))
-            outputs = model(inputs.contiguous(memory_format=torch.channels_last))
-            found = detect(*outputs, default_boxes, config)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            box_deltas, class_logits = model(inputs)
+            found = detect(box_deltas, class_logits, default_boxes, config)
             places = numbers[found.images.cpu()].numpy()
-            corners = found.boxes.cpu().numpy().astype(numpy.float64)
-            corners = corners * numpy.tile(annotations.sizes[places], 2)
-            corners[:, 2:] -= corners[:, :2]
+            boxes = found.boxes.cpu().numpy().astype(numpy.float64)
+            boxes = boxes * numpy.tile(annotations.sizes[places], 2)
+            boxes[:, 2:] -= boxes[:, :2]
             ids = annotations.image_ids[places]
             kinds = category_ids[found.labels.cpu().numpy()]
             scores = found.scores.cpu().numpy()
-            rows.append(numpy.column_stack([ids, corners, scores, kinds]))
+            rows.append(numpy.column_stack([ids, boxes, scores, kinds]))
     model.train()
-    return numpy.concatenate(rows)
+    detections = numpy.concatenate(rows)
+    return detections[numpy.isfinite(detections).all(axis=1)]
 
 
 def gather(mine: FloatArray) -> FloatArray:
@@ -139,9 +144,13 @@ def coco_statistics(
         first = ground_truth["images"][0]["id"]
         kind = ground_truth["categories"][0]["id"]
         detections = numpy.array([[first, -2.0, -2.0, 1.0, 1.0, 0.0, kind]])
+    annotations = [  # a copy: it is written to
+        {field: annotation[field] for field in ANNOTATION_FIELDS}
+        for annotation in ground_truth["annotations"]
+    ]
     with contextlib.redirect_stdout(io.StringIO()):  # they report their progress there
         truth = COCO()
-        truth.dataset = copy.deepcopy(dict(ground_truth))  # it is written to
+        truth.dataset = {**ground_truth, "annotations": annotations}
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
         evaluation.evaluate()
