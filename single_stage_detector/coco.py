@@ -65,11 +65,11 @@ def read_instances(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {error.strerror}; run download_dataset.sh") from error
     except ValueError as error:
         raise UsageError(f"{path} is not JSON ({error}); run verify_dataset.sh") from error
-    missing = {"images", "annotations", "categories"} - set(content)
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise UsageError(f"{path} has no {names}; is it an instances file of COCO?")
-    return dict(content)
+    parts = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(p), list) for p in parts):
+        cause = f"{path} has no lists of {', '.join(parts)}"
+        raise UsageError(f"{cause}; is it an instances file of COCO?")
+    return content
 
 
 def parse(content: Mapping[str, Any], num_classes: int, source: str) -> Annotations:
@@ -96,18 +96,35 @@ def parse(content: Mapping[str, Any], num_classes: int, source: str) -> Annotati
             raise UsageError(f"{cause}; run verify_dataset.sh") from error
     images = [image for image in content["images"] if objects[image["id"]]]
     sizes = numpy.array([(image["width"], image["height"]) for image in images], numpy.int64)
+    sizes = sizes.reshape(-1, 2)
     counts = [len(objects[image["id"]]) for image in images]
     flat = [item for image in images for item in objects[image["id"]]]
-    boxes = numpy.array([box for box, _ in flat], numpy.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    boxes /= numpy.tile(numpy.repeat(sizes.reshape(-1, 2), counts, axis=0), 2)
+    boxes = to_relative_corners([box for box, _ in flat], numpy.repeat(sizes, counts, axis=0))
+    if boxes is None:
+        cause = f"{source} has a box that is not four numbers, or an image without a size"
+        raise UsageError(f"{cause}; run verify_dataset.sh")
     return Annotations(
         image_ids=numpy.array([image["id"] for image in images], numpy.int64),
         file_names=tuple(image["file_name"] for image in images),
-        sizes=sizes.reshape(-1, 2),
-        boxes=boxes.astype(numpy.float32),
+        sizes=sizes,
+        boxes=boxes,
         labels=numpy.array([label for _, label in flat], numpy.int64),
         first_box=numpy.cumsum([0, *counts], dtype=numpy.int64),
         category_ids=tuple(category["id"] for category in categories),
         category_names=tuple(str(category["name"]) for category in categories),
     )
+
+
+def to_relative_corners(boxes: list[list[float]], sizes: IntArray) -> FloatArray | None:
+    """COCO's left, top, width, height in pixels as corners relative to the image [G, 4].
+
+    sizes: width and height of each box's image [G, 2]. None where that gives no numbers.
+    """
+    try:
+        corners = numpy.array(boxes, numpy.float64).reshape(len(boxes), 4)
+    except (TypeError, ValueError):
+        return None
+    corners[:, 2:] += corners[:, :2]
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        corners /= numpy.tile(sizes, 2)
+    return corners.astype(numpy.float32) if numpy.isfinite(corners).all() else None

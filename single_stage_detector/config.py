@@ -185,7 +185,7 @@ MINI = Config(
     preset="mini",
     dataset="shapes128",
     quality_targets=(QualityTarget("ap_50", 0.85),),
-    epochs_to_target=5,
+    epochs_to_target=6,
     checkpoint_interval_s=60,
     num_classes=5,
     num_train_images=1_954,
@@ -210,12 +210,12 @@ MINI = Config(
     base_learning_rate=2e-3,
     warmup_steps=200,
     decay_iterations=(),
-    decay_epochs=(4.0, 6.5),
+    decay_epochs=(5.36, 7.2),
     optimizer="adamw",
     weight_decay=1e-2,
     max_gradient_norm=10,
     evaluation_iterations=(),
-    evaluation_epochs=(4, 5, 6, 8),
+    evaluation_epochs=(4, 6, 8),
     max_epochs=8,
 )
 
@@ -247,7 +247,7 @@ TINY = Config(
     weight_decay=1e-2,
     max_gradient_norm=10,
     evaluation_iterations=(11, 23, 35, 47, 59, 71),
-    max_epochs=10,
+    max_epochs=9,
 )
 
 PRESETS = {

@@ -35,11 +35,14 @@ from single_stage_detector import shapes
 from single_stage_detector.augmentation import augment, prepare_for_evaluation
 from single_stage_detector.coco import Annotations, FloatArray, IntArray, parse, read_instances
 from single_stage_detector.config import Config
+from single_stage_detector.prepare import is_prepared
 
 SPLITS = ("train2017", "val2017")
 BACKBONE_FILE = "resnet34-333f7ec4.pth"
 """ImageNet's weights of ResNet-34; the name carries the head of its SHA-256."""
 MAX_DEFAULT_WORKERS = 4
+DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for files that are missing, cut or changed."""
 EVALUATION_BATCHES = 4
 """An evaluation batch has as many images as so many training batches."""
 
@@ -70,7 +73,7 @@ class Images:
         try:
             with Image.open(file) as image:
                 return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+        except DAMAGE as error:
             raise ValueError(f"cannot read the image {file} ({error})") from error
 
 
@@ -122,7 +125,12 @@ def check_files(config: Config, options: RunOptions) -> None:
     """Raises UsageError where the data set is not there. Reads no image and no annotation."""
     if is_made_up(config, options):
         return
-    folder = root(config, options.data_dir)
+    if config.dataset == "shapes128":
+        if not is_prepared(options.data_dir):
+            command = f"python -m single_stage_detector.prepare {config.preset}"
+            raise UsageError(f"{options.data_dir} is not prepared; run {command}")
+        return
+    folder = options.data_dir
     needed = [instances_file(folder, split) for split in SPLITS]
     needed += [folder / split for split in SPLITS]
     if config.pretrained_backbone:
@@ -131,8 +139,6 @@ def check_files(config: Config, options: RunOptions) -> None:
     if not missing:
         return
     cause = f"{options.data_dir} lacks {', '.join(missing)}"
-    if config.dataset == "shapes128":
-        raise UsageError(f"{cause}; run python -m single_stage_detector.prepare {config.preset}")
     raise UsageError(f"{cause}; run single_stage_detector/download_dataset.sh {config.preset}")
 
 
@@ -223,7 +229,7 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This process's share of each batch of an epoch, from `first_step` on.
 
-    Raises ValueError naming an image that cannot be read.
+    Raises UsageError naming an image that cannot be read.
     """
     order = epoch_order(images.num_images, seed, epoch)
     places = []
@@ -318,7 +324,7 @@ def read_all(
 ) -> Iterator[Any]:
     """The batches at these places, in order, read ahead by loader processes where there are any.
 
-    Raises ValueError where an example says why it cannot be read: an error in a worker would come
+    Raises UsageError where an example says why it cannot be read: an error in a worker would come
     with the worker's traceback.
     """
     loader = DataLoader(
@@ -331,7 +337,7 @@ def read_all(
     )
     for batch in loader:
         if isinstance(batch, str):
-            raise ValueError(batch)
+            raise UsageError(f"{batch}; run single_stage_detector/verify_dataset.sh")
         yield batch
 
 

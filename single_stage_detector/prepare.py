@@ -69,12 +69,16 @@ def expected_meta() -> dict[str, Any]:
 
 
 def is_prepared(data_dir: Path) -> bool:
-    """Whether DATA_DIR/prepared holds this set."""
+    """Whether DATA_DIR/prepared holds this set, by its digest and its number of pictures."""
+    folder = data_dir / "prepared"
     try:
-        meta = json.loads((data_dir / "prepared" / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text())
     except (OSError, ValueError):
         return False
-    return bool(meta == expected_meta())
+    found = {name: len(list((folder / name).glob("*.png"))) for name in SPLITS}
+    is_whole = found == {name: split.num_pictures for name, split in SPLITS.items()}
+    files = [folder / "annotations" / f"instances_{name}.json" for name in SPLITS]
+    return bool(meta == expected_meta() and is_whole and all(file.exists() for file in files))
 
 
 def prepare(config: Config, data_dir: Path) -> None:
@@ -133,8 +137,7 @@ def write_set(folder: Path) -> None:
 def write_picture(folder: Path, seed: int, number: int) -> tuple[tuple[dict[str, Any], ...], str]:
     """Draw a picture and write it as PNG; returns its annotations and its digest."""
     picture: Picture = draw_picture(SHAPES128, seed, number)
-    path = folder / f"{number + 1:012d}.png"
-    Image.fromarray(picture.pixels).save(path, compress_level=1)  # noise hardly shrinks
+    Image.fromarray(picture.pixels).save(folder / f"{number + 1:012d}.png")
     return picture.annotations, digest(picture)
 
 

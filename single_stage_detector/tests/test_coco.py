@@ -1,0 +1,99 @@
+"""Instances files: which images and boxes come out, in which order, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy
+import pytest
+
+from harness.errors import UsageError
+from single_stage_detector.coco import parse, read_instances
+from single_stage_detector.tests import data_checks
+
+CONTENT = data_checks.INSTANCES
+
+
+def test_parsing_follows_the_rules():
+    data_checks.check_parsing()
+
+
+def test_a_file_without_annotations_has_no_images():
+    annotations = parse({**CONTENT, "annotations": []}, 4, "file")
+    assert annotations.num_images == 0
+    assert annotations.boxes.shape == (0, 4)
+    assert annotations.sizes.shape == (0, 2)
+    assert annotations.first_box.tolist() == [0]
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(CONTENT))
+    assert read_instances(path) == CONTENT
+
+
+def expect_refusal(*words):
+    return pytest.raises(UsageError, match=r"(?s)\A(?!.*\n)" + ".*".join(words))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "No such file.*; run download_dataset.sh"),
+        ("", "is not JSON.*; run verify_dataset.sh"),
+        ('{"images": [', "is not JSON.*; run verify_dataset.sh"),
+        ("\x80", "is not JSON.*; run verify_dataset.sh"),
+        ("[]", "has no lists of images, annotations, categories; "),
+        ('{"images": [], "categories": []}', "has no lists of images, annotations, categories; "),
+        ('{"images": [], "categories": [], "annotations": {}}', "has no lists of"),
+    ],
+)
+def test_what_is_no_instances_file_is_named(tmp_path, text, words):
+    path = tmp_path / "instances.json"
+    if text is not None:
+        path.write_text(text, encoding="latin-1")
+    with expect_refusal(str(path), words):
+        read_instances(path)
+
+
+def test_another_number_of_categories_is_refused():
+    with expect_refusal("file has 3 categories, not 80"):
+        parse(CONTENT, 81, "file")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("image_id", 12345, "annotation 2 lacks or misnames 12345"),
+        ("category_id", 2, "annotation 2 lacks or misnames 2"),
+        ("bbox", None, "annotation 2 lacks or misnames 'bbox'"),
+        ("bbox", [1, 2, 3], "a box that is not four numbers"),
+        ("bbox", [1, 2, 3, "wide"], "a box that is not four numbers"),
+        ("bbox", [1, 2, 3, float("nan")], "a box that is not four numbers"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(field, value, words):
+    content = copy.deepcopy(CONTENT)
+    annotation = content["annotations"][1]
+    assert annotation["id"] == 2
+    if value is None:
+        del annotation[field]
+    else:
+        annotation[field] = value
+    with expect_refusal("file", words, "; run verify_dataset.sh"):
+        parse(content, 4, "file")
+
+
+def test_an_image_without_a_size_is_refused():
+    content = copy.deepcopy(CONTENT)
+    content["images"][0]["width"] = 0
+    with expect_refusal("file has .* an image without a size; run verify_dataset.sh"):
+        parse(content, 4, "file")
+
+
+def test_an_image_knows_its_boxes():
+    annotations = parse(CONTENT, 4, "file")
+    boxes, labels = annotations.boxes_of(1)
+    assert numpy.array_equal(boxes, annotations.boxes[3:])
+    assert numpy.array_equal(labels, annotations.labels[3:])

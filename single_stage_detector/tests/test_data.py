@@ -1,0 +1,349 @@
+"""Files, order and batches: the same with any number of workers, from any step, over processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from harness.errors import UsageError
+from harness.options import REPOSITORY, RunOptions
+from harness.torch_support import share
+from single_stage_detector import data, prepare, train
+from single_stage_detector.config import MINI, REFERENCE, TINY
+from single_stage_detector.tests import data_checks
+from single_stage_detector.tests.data_checks import SMALL
+
+pytestmark = pytest.mark.usefixtures("torch_state")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """19 photos on disk."""
+    return data_checks.write_photos(tmp_path, 19)
+
+
+def same(one, other):
+    """Whether two lists of batches are equal to the bit."""
+    return len(one) == len(other) and all(
+        torch.equal(a.images, b.images)
+        and torch.equal(a.boxes, b.boxes)
+        and torch.equal(a.labels, b.labels)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_an_epoch_has_each_image_once_with_its_boxes():
+    data_checks.check_batches()
+
+
+def test_evaluation_has_each_image_once_as_it_is():
+    data_checks.check_evaluation_batches()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_change_nothing(images, num_workers):
+    alone = list(data.train_batches(images, SMALL, 1, 1, 0, 0))
+    assert same(alone, list(data.train_batches(images, SMALL, 1, 1, 0, num_workers)))
+    alone = list(data.eval_batches(images, SMALL, 0))
+    for one, other in zip(alone, data.eval_batches(images, SMALL, num_workers), strict=True):
+        assert all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_goes_on_from_any_step(images, monkeypatch, num_workers):
+    """Without reading again what was done."""
+    whole = list(data.train_batches(images, SMALL, 1, 1, 0, 0))
+    done = set(data.epoch_order(19, 1, 1)[:12])
+    read = data.Images.read
+
+    def refuse(self, index):
+        assert index not in done
+        return read(self, index)
+
+    monkeypatch.setattr(data.Images, "read", refuse)
+    assert same(whole[3:], list(data.train_batches(images, SMALL, 1, 1, 3, num_workers)))
+
+
+def test_epochs_and_seeds_differ_and_repeat(images):
+    batches = {
+        (seed, epoch): list(data.train_batches(images, SMALL, seed, epoch, 0, 0))
+        for seed, epoch in ((1, 1), (1, 2), (2, 1))
+    }
+    for one, other in itertools.combinations(batches.values(), 2):
+        assert not same(one, other)
+    assert same(batches[1, 1], list(data.train_batches(images, SMALL, 1, 1, 0, 0)))
+
+
+def test_augmentation_leaves_the_annotations_alone(images):
+    before = images.annotations.boxes.copy()
+    for epoch in range(1, 4):
+        list(data.train_batches(images, SMALL, 1, epoch, 0, 0))
+    assert numpy.array_equal(images.annotations.boxes, before)
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_processes_share_each_batch(images, monkeypatch, num_processes):
+    whole = list(data.train_batches(images, SMALL, 1, 1, 0, 0))
+    order = [n for numbers, _ in data.eval_batches(images, SMALL, 0) for n in numbers.tolist()]
+    assert order == list(range(19))
+    monkeypatch.setenv("WORLD_SIZE", str(num_processes))
+    numbers = []
+    for rank in range(num_processes):
+        monkeypatch.setenv("RANK", str(rank))
+        for all_, mine in zip(whole, data.train_batches(images, SMALL, 1, 1, 0, 0), strict=True):
+            part = slice(*share(0, len(all_.images)))
+            assert torch.equal(mine.images, all_.images[part])
+            num_objects = mine.labels.shape[1]
+            assert torch.equal(mine.labels, all_.labels[part, :num_objects])
+            assert torch.equal(mine.boxes, all_.boxes[part, :num_objects])
+            assert not all_.labels[part, num_objects:].any()
+        numbers += [n for some, _ in data.eval_batches(images, SMALL, 0) for n in some.tolist()]
+    assert sorted(numbers) == list(range(19))
+    assert len(numbers) == 19
+
+
+def test_a_timing_reads_only_some_images(images):
+    batches = list(data.eval_batches(images, SMALL, 0, max_images=5))
+    assert [numbers.tolist() for numbers, _ in batches] == [[0, 1, 2, 3, 4]]
+    (numbers, _), *more = data.eval_batches(images, SMALL, 0, max_images=1000)
+    assert len(numbers) + sum(len(numbers) for numbers, _ in more) == 19
+
+
+def test_a_batch_moves_to_a_device(images):
+    batch = next(data.train_batches(images, SMALL, 1, 1, 0, 0))
+    moved = batch.to(torch.device("meta"))
+    assert {x.device.type for x in (moved.images, moved.boxes, moved.labels)} == {"meta"}
+    assert moved.images.shape == batch.images.shape
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "given", "expected"),
+    [(2, 1, 0, 0), (1, 1, 0, 0), (3, 1, 0, 2), (16, 1, 0, 4), (16, 8, 0, 0), (2, 1, 3, 3)],
+)
+def test_workers_are_as_many_as_cores_are_left(monkeypatch, cores, processes, given, expected):
+    monkeypatch.setattr(data, "num_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert data.num_workers(RunOptions(num_workers=given)) == expected
+
+
+ORPHANS = """
+import dataclasses, os, sys, torch
+from pathlib import Path
+from single_stage_detector import data
+from single_stage_detector.tests.data_checks import SMALL, write_photos
+batches = data.train_batches(write_photos(Path(sys.argv[1]), 19), SMALL, 1, 1, 0, 2)
+next(batches)
+children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+print(*children, flush=True)
+sys.stdin.read()
+"""
+
+
+def is_at_work(process):
+    """Whether there is such a process, and it is no corpse."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_workers_ignore_ctrl_c_and_end_with_their_parent(tmp_path):
+    command = [sys.executable, "-c", ORPHANS, str(tmp_path)]
+    pipe = subprocess.PIPE
+    parent = subprocess.Popen(command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, text=True)
+    assert parent.stdout is not None
+    workers = parent.stdout.readline().split()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(int(worker), signal.SIGINT)
+    time.sleep(0.5)
+    assert all(map(is_at_work, workers))
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while any(map(is_at_work, workers)):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+
+
+# --- damaged images -------------------------------------------------------------------------------
+
+
+def cut(encoded):
+    return encoded[: len(encoded) // 2]
+
+
+def empty(_):
+    return b""
+
+
+def no_image(_):
+    return b"<html>404 Not Found</html>"
+
+
+def huge(encoded):
+    """A header that claims 65,535 by 65,535 pixels."""
+    place = encoded.index(b"\xff\xc0") + 5
+    return encoded[:place] + b"\xff\xff\xff\xff" + encoded[place + 4 :]
+
+
+@pytest.mark.parametrize("damage", [cut, empty, no_image, huge, None])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_image_is_named_in_one_line(images, damage, num_workers):
+    path = images.folder / "7.png"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(data_checks.encode(data_checks.photo(64, 64), "JPEG")))
+    for batches in (
+        data.train_batches(images, SMALL, 1, 1, 0, num_workers),
+        data.eval_batches(images, SMALL, num_workers),
+    ):
+        with pytest.raises(UsageError) as error:
+            list(batches)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+        assert str(error.value).endswith("; run single_stage_detector/verify_dataset.sh")
+
+
+def test_a_run_that_meets_a_damaged_image_says_which(images, monkeypatch, tmp_path, capfd):
+    (images.folder / "7.png").write_bytes(b"")
+    monkeypatch.setattr(data, "load", lambda config, options: (images, images))
+    config = dataclasses.replace(TINY, num_train_images=19, num_eval_images=19)
+    options = RunOptions(results_dir=tmp_path / "results", device="cpu", num_workers=1)
+    assert train.train(config, options) == 1
+    output = capfd.readouterr()
+    (line,) = [line for line in output.err.splitlines() if "7.png" in line]
+    assert "error: UsageError: cannot read the image" in line
+    assert "Traceback" not in output.err
+    assert "ABORTED,single_stage_detector,1," in output.out
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "I;16", "1"])
+def test_images_of_any_kind_have_three_colours(images, mode):
+    image = (
+        Image.new("L", (20, 30), 90).convert(mode) if mode != "I;16" else Image.new(mode, (4, 4))
+    )
+    image.save(images.folder / "0.png", "TIFF" if mode == "CMYK" else "PNG")
+    read = images.read(0)
+    assert read.mode == "RGB"
+    assert read.size == image.size
+
+
+def test_an_image_of_another_size_than_its_annotations_say_is_taken(images):
+    data_checks.photo(77, 55).save(images.folder / "0.png")
+    (numbers, pixels), *_ = data.eval_batches(images, SMALL, 0)
+    assert numbers[0] == 0
+    assert pixels[0].shape == (3, 16, 16)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def reference_files(folder):
+    """Empty files in the place of COCO's."""
+    for split in data.SPLITS:
+        (folder / split).mkdir(parents=True)
+        data.instances_file(folder, split).parent.mkdir(exist_ok=True)
+        data.instances_file(folder, split).touch()
+    (folder / data.BACKBONE_FILE).touch()
+
+
+def test_everything_there_passes(tmp_path):
+    reference_files(tmp_path)
+    data.check_files(REFERENCE, RunOptions(data_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "train2017",
+        "val2017",
+        "annotations/instances_train2017.json",
+        "annotations/instances_val2017.json",
+        "resnet34-333f7ec4.pth",
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, missing):
+    reference_files(tmp_path)
+    path = tmp_path / missing
+    path.rmdir() if path.is_dir() else path.unlink()
+    words = f" lacks {missing}; run single_stage_detector/download_dataset.sh reference$"
+    with pytest.raises(UsageError, match=words):
+        data.check_files(REFERENCE, RunOptions(data_dir=tmp_path))
+    config = dataclasses.replace(REFERENCE, pretrained_backbone=False)
+    if missing.endswith(".pth"):
+        data.check_files(config, RunOptions(data_dir=tmp_path))
+    data.check_files(REFERENCE, RunOptions(data_dir=tmp_path, synthetic_data=True))
+
+
+def test_the_generated_set_must_be_prepared(tmp_path, monkeypatch):
+    words = f"{tmp_path} is not prepared; run python -m single_stage_detector.prepare mini$"
+    with pytest.raises(UsageError, match=words):
+        data.check_files(MINI, RunOptions(data_dir=tmp_path))
+    monkeypatch.setattr(data, "is_prepared", lambda data_dir: data_dir == tmp_path)
+    data.check_files(MINI, RunOptions(data_dir=tmp_path))
+    assert data.root(MINI, tmp_path) == tmp_path / "prepared"
+    assert data.root(REFERENCE, tmp_path) == tmp_path
+
+
+def test_another_number_of_images_is_refused(tmp_path, shared_coco):
+    options = RunOptions(data_dir=shared_coco)
+    config = dataclasses.replace(REFERENCE, num_train_images=81, num_eval_images=80)
+    with pytest.raises(UsageError, match="has 80 images with an object, not 81; run .*verify"):
+        data.load(config, options)
+
+
+def test_splits_are_named_as_prepare_names_them():
+    assert tuple(prepare.SPLITS) == data.SPLITS
+
+
+# --- made-up data ---------------------------------------------------------------------------------
+
+
+def test_tiny_is_made_up_and_the_same_each_time():
+    train_images, eval_images = data.load(TINY, RunOptions())
+    assert (train_images.num_images, eval_images.num_images) == (60, 20)
+    again, _ = data.load(TINY, RunOptions())
+    assert again.made_up == train_images.made_up
+    assert not set(train_images.made_up) & set(eval_images.made_up)
+    assert train_images.read(0).size == (64, 64)
+    assert train_images.ground_truth is None
+    assert eval_images.ground_truth is not None
+    assert len(eval_images.ground_truth["images"]) == 20
+    assert train_images.annotations.category_ids == (1, 3, 6, 10)
+
+
+def test_made_up_photos_are_like_cocos():
+    """In size, in objects and in the bytes of a file, so that reading them costs as much."""
+    config = dataclasses.replace(REFERENCE, num_train_images=100, num_eval_images=40)
+    images, eval_images = data.load(config, RunOptions(synthetic_data=True))
+    assert images.num_images == 100
+    assert eval_images.num_images == 40
+    assert images.read(99).size == (640, 480)
+    assert set(images.annotations.labels.tolist()) == set(range(1, 81))
+    assert 5 < len(images.annotations.labels) / 100 < 9
+    assert 100_000 < numpy.mean([len(encoded) for encoded in images.made_up]) < 250_000
+    assert eval_images.ground_truth is not None
+    assert len(eval_images.ground_truth["categories"]) == 80
+    batch = next(data.train_batches(images, config, 1, 1, 0, 0))
+    assert batch.images.shape == (32, 3, 300, 300)
+
+
+def test_steps_count_the_partial_batch():
+    assert data.num_steps(REFERENCE) == 3665
+    assert data.num_steps(SMALL) == 5
