@@ -72,7 +72,7 @@ class Found:
 def load_model(run: Path, config: Config) -> tuple[SSD, Config]:
     """The model of a run's newest checkpoint, and the numbers that it was trained with.
 
-    Raises UsageError where the run has none, or is of another preset or data set than `config`.
+    Raises UsageError where the run has none, or is of another preset or of made-up data.
     """
     checkpoint = newest_checkpoint(run / "checkpoints")
     if checkpoint is None:
