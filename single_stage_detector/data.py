@@ -215,8 +215,8 @@ def num_steps(config: Config) -> int:
 def num_workers(options: RunOptions) -> int:
     """Loader processes of each training process: as given, or one for each core but one.
 
-    With two cores or fewer none: there the mini trains faster on both cores, with the images between
-    its steps (61 ms a step), than on one core beside a loader on the other (89 ms).
+    With two cores or fewer none: there the mini trains faster on both cores, with the images
+    between its steps (61 ms a step), than on one core beside a loader on the other (89 ms).
     """
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     num_mine = num_cores() // num_local

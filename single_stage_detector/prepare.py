@@ -107,10 +107,10 @@ def prepare(config: Config, data_dir: Path) -> None:
 def write_set(folder: Path) -> None:
     """Draw both splits and write them with their annotations and a manifest."""
     (folder / "annotations").mkdir(parents=True)
-    for name, split in SPLITS.items():
-        (folder / name).mkdir()
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_cores(), context, initializer=be_a_worker) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_cores(), context, initializer=be_a_worker) as pool:
+        for name, split in SPLITS.items():
+            (folder / name).mkdir()
             draw = partial(write_picture, folder / name, split.seed)
             numbers = range(split.num_pictures)
             drawn = list(
@@ -123,13 +123,13 @@ def write_set(folder: Path) -> None:
                     leave=False,
                 )
             )
-        found = digest_of_set(text for _, text in drawn)
-        if found != split.digest:
-            shutil.rmtree(folder)
-            cause = f"the pictures of {name} have the digest {found}, not {split.digest}"
-            raise UsageError(f"{cause}; install the versions of requirements.txt")
-        instances = make_instances(SHAPES128, (objects for objects, _ in drawn), ".png")
-        write_json(folder / "annotations" / f"instances_{name}.json", instances)
+            found = digest_of_set(text for _, text in drawn)
+            if found != split.digest:
+                shutil.rmtree(folder)
+                cause = f"the pictures of {name} have the digest {found}, not {split.digest}"
+                raise UsageError(f"{cause}; install the versions of requirements.txt")
+            instances = make_instances(SHAPES128, (objects for objects, _ in drawn), ".png")
+            write_json(folder / "annotations" / f"instances_{name}.json", instances)
     write_json(folder / "meta.json", expected_meta())
     write_manifest(folder)
 

@@ -64,6 +64,23 @@ def test_the_manifest_names_every_file_in_order_and_is_what_sha256sum_reads(tmp_
     assert check_manifest(tmp_path) == 1
 
 
+def test_the_manifest_reaches_into_folders(tmp_path):
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    names = ("images/train/1.png", "images/2 b.png", "meta.json")
+    for name in names:
+        (tmp_path / name).write_text(f"content of {name}")
+    write_manifest(tmp_path)
+    lines = (tmp_path / "MANIFEST.sha256").read_text().splitlines()
+    assert [line[66:] for line in lines] == ["images/2 b.png", "images/train/1.png", "meta.json"]
+    assert check_manifest(tmp_path) == 0
+    (tmp_path / "MANIFEST.sha256").unlink()
+    write_manifest(tmp_path, known={"images/2 b.png": "0" * 64, "1.png": "1" * 64})
+    known, *others = (tmp_path / "MANIFEST.sha256").read_text().splitlines()
+    assert known == f"{'0' * 64}  images/2 b.png"
+    assert others == lines[1:]
+
+
 def test_known_digests_are_taken_as_they_are(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_text("content")

@@ -22,8 +22,8 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from harness.seeds import derive_seed
-from single_stage_detector import augmentation, coco, data
-from single_stage_detector.config import MIN_IOU_OPTIONS, REFERENCE, TINY, Config
+from single_stage_detector import augmentation, coco, config, data
+from single_stage_detector.config import REFERENCE, TINY, Config
 
 INSTANCES: dict[str, Any] = {
     "categories": [  # not in the order of their ids
@@ -126,7 +126,8 @@ def plain_centre_is_inside(box: list[float], crop: tuple[float, ...]) -> bool:
 
 def check_crop_options() -> None:
     """Seven options, equally likely; the first leaves the image alone, the last limits nothing."""
-    assert MIN_IOU_OPTIONS == (0.1, 0.3, 0.5, 0.7, 0.9, -math.inf)
+    assert config.MIN_IOU_OPTIONS[:5] == (0.1, 0.3, 0.5, 0.7, 0.9)
+    assert config.MIN_IOU_OPTIONS[5:] == (-math.inf,)
     draws = Draws(0)
     assert augmentation.choose_crop(random_boxes(2, 1), 1, draws) is None  # type: ignore[arg-type]
     assert draws.asked == [(7,)]
@@ -169,7 +170,7 @@ def check_crop() -> None:
             continue
         width, height = crop[2] - crop[0], crop[3] - crop[1]
         assert 0.3 - 1e-9 < width <= 1 and 0.3 - 1e-9 < height <= 1
-        assert 0 <= crop[0] and 0 <= crop[1] and crop[2] <= 1 + 1e-9 and crop[3] <= 1 + 1e-9
+        assert min(crop) >= 0 and max(crop) <= 1 + 1e-9
         assert 0.5 <= width / height <= 2
         assert any(plain_centre_is_inside(box, crop) for box in boxes.tolist())
         lowest = min(plain_overlap(box, crop) for box in boxes.tolist())

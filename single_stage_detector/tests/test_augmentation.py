@@ -1,4 +1,4 @@
-"""Crop, mirror, size and colours beside torchvision's and the rule as the specification words it."""
+"""Crop, mirror, size and colours, beside torchvision's and the rule as the specification says."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy
 import pytest
@@ -57,8 +58,8 @@ def test_evaluation_has_each_image_once_as_it_is():
 def test_workers_change_nothing(images, num_workers):
     alone = list(data.train_batches(images, SMALL, 1, 1, 0, 0))
     assert same(alone, list(data.train_batches(images, SMALL, 1, 1, 0, num_workers)))
-    alone = list(data.eval_batches(images, SMALL, 0))
-    for one, other in zip(alone, data.eval_batches(images, SMALL, num_workers), strict=True):
+    both = (data.eval_batches(images, SMALL, workers) for workers in (0, num_workers))
+    for one, other in zip(*both, strict=True):
         assert all(map(torch.equal, one, other))
 
 
@@ -155,10 +156,10 @@ sys.stdin.read()
 def is_at_work(process):
     """Whether there is such a process, and it is no corpse."""
     try:
-        with open(f"/proc/{process}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+        text = Path(f"/proc/{process}/stat").read_text()
     except OSError:
         return False
+    return text.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def test_workers_ignore_ctrl_c_and_end_with_their_parent(tmp_path):
@@ -301,10 +302,10 @@ def test_the_generated_set_must_be_prepared(tmp_path, monkeypatch):
     assert data.root(REFERENCE, tmp_path) == tmp_path
 
 
-def test_another_number_of_images_is_refused(tmp_path, shared_coco):
+def test_another_number_of_images_is_refused(shared_coco):
     options = RunOptions(data_dir=shared_coco)
     config = dataclasses.replace(REFERENCE, num_train_images=81, num_eval_images=80)
-    with pytest.raises(UsageError, match="has 80 images with an object, not 81; run .*verify"):
+    with pytest.raises(UsageError, match=r"has 80 images with an object, not 81; run .*verify"):
         data.load(config, options)
 
 
