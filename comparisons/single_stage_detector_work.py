@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +31,10 @@ MEAN_OBJECTS = 7.3
 """Of an image: COCO's training set has 860,001 in 117,266 (specification, section 1.2)."""
 WIDTH, HEIGHT = 640, 480
 """Of the images of the COCO evaluation, in pixels."""
+CANDIDATES_PER_IMAGE = 150
+"""Boxes with a score that counts, of the network with random weights, about."""
 DETECTIONS_PER_OBJECT = 3
+"""Of the COCO evaluation."""
 OTHER_DETECTIONS = 20
 """Detections of an image that are at no object, in the COCO evaluation."""
 CROWD_ONE_IN = 80
@@ -111,7 +115,7 @@ def make_inputs(work: Work) -> Inputs:
 
 @torch.no_grad()
 def make_network(work: Work, inputs: Inputs) -> SSD:
-    """Our network with random weights that find a hundred or so candidates in each image.
+    """Our network with random weights that find about so many candidates as a trained one may.
 
     As it is initialised it would find nothing at all, and its running statistics would not be
     those of any image.
@@ -131,9 +135,12 @@ def make_network(work: Work, inputs: Inputs) -> SSD:
         network(images)
         for hook in hooks:
             hook.remove()
-    num_classes = work.config.num_classes
-    for head in network.class_heads:
-        head.bias.view(num_classes, -1)[0] += 11  # background
+    _, class_logits = network(images)
+    surest = class_logits[:, 1:].flatten().topk(CANDIDATES_PER_IMAGE * work.batch_size).values
+    for head in network.class_heads:  # background: everywhere so much that no more than these count
+        weights, biases = (x.unflatten(0, (work.config.num_classes, -1)) for x in head.parameters())
+        weights[0] = 0
+        biases[0] = surest[-1] - math.log(work.config.min_score)
     return network
 
 

@@ -119,7 +119,11 @@ def test_without_any_detection_nothing_is_found(crowded, backend):
     small = copy.deepcopy(crowded)
     small["annotations"] = [a for a in small["annotations"] if a["area"] < 32**2]
     assert small["annotations"]
-    for ground_truth, absent in ((crowded, set()), (small, {"medium", "large"})):
+    whole = copy.deepcopy(crowded)
+    whole["annotations"] = whole["annotations"][:1]
+    whole["annotations"][0].update(image_id=1, bbox=[0, 0, 400, 300], area=120_000, category_id=1)
+    cases = ((crowded, set()), (small, {"medium", "large"}), (whole, {"small", "medium"}))
+    for ground_truth, absent in cases:
         found = evaluate.coco_statistics(ground_truth, numpy.zeros((0, 7)), backend)
         truth = COCO()
         truth.dataset = copy.deepcopy(ground_truth)
@@ -141,6 +145,7 @@ def test_the_ground_truth_is_not_written_to_and_nothing_is_printed(crowded, capf
     for backend in ("faster-coco-eval", "pycocotools"):
         evaluate.coco_statistics(crowded, made_up_detections(crowded, 7), backend)
     assert crowded == before
+    assert not any("ignore" in annotation for annotation in crowded["annotations"])  # nor earlier
     assert capfd.readouterr() == ("", "")
 
 
