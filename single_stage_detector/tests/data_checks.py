@@ -140,6 +140,7 @@ def check_crop_options() -> None:
     # Two trials of one option before another is drawn.
     draws = Draws(1, *trial, *trial, 0)
     assert augmentation.choose_crop(boxes, 2, draws) is None  # type: ignore[arg-type]
+    assert draws.numbers == []
 
 
 def check_crop_limits() -> None:
@@ -154,8 +155,9 @@ def check_crop_limits() -> None:
     assert trial([0, 0, 1, 0.25], 0.4999, *half) == (0, 0, 1, 0.5)
     assert trial([0, 0, 1, 1], -math.inf, *half) is None  # its centre lies on the edge
     assert trial([0, 0, 1, 0.98], -math.inf, *half) == (0, 0, 1, 0.5)
-    assert trial([0, 0, 1, 1], -math.inf, 1.0, 0.499) is None  # more than twice as wide as high
-    assert trial([0, 0, 1, 1], -math.inf, 0.499, 1.0) is None
+    # More than twice as wide as high, and as high as wide.
+    assert trial([0, 0, 1, 0.9], -math.inf, 1.0, 0.499, 0, 0) is None
+    assert trial([0, 0, 0.9, 1], -math.inf, 0.499, 1.0, 0, 0) is None
 
 
 def check_crop() -> None:
@@ -295,14 +297,14 @@ SMALL = dataclasses.replace(
 
 
 def write_photos(folder: Path, num_images: int) -> data.Images:
-    """Photos on disk, one to four objects on each; image `n` is of one shade of its own."""
+    """Photos on disk, one to four objects on each; each is of one colour of its own."""
     random = generator(11)
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     content["categories"] = [{"id": 10 * k, "name": f"kind {k}"} for k in range(1, 5)]
     for number in range(num_images):
         name, width, height = f"{number}.png", 20 + number, 30
-        pixels = numpy.full((height, width, 3), 10 * number, numpy.uint8)
-        Image.fromarray(pixels).save(folder / name)
+        colour = (10 * number, 255 - 10 * number, 128)
+        Image.new("RGB", (width, height), colour).save(folder / name)
         content["images"].append(
             {"id": 100 + number, "file_name": name, "width": width, "height": height}
         )
