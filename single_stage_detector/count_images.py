@@ -13,7 +13,10 @@ from pathlib import Path
 
 
 def count_images(path: Path) -> tuple[int, int]:
-    """Images, and those with an annotation. Raises ValueError or KeyError where it is no such file."""
+    """Images, and those with an annotation.
+
+    Raises ValueError, KeyError or TypeError where it is no such file.
+    """
     content = json.loads(path.read_bytes())
     named = {image["id"] for image in content["images"]}
     annotated = {annotation["image_id"] for annotation in content["annotations"]}
