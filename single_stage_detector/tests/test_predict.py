@@ -153,6 +153,17 @@ def test_boxes_are_drawn_where_they_are(tmp_path):
     assert (pixels[300, 100] != pixels[300, 500]).any()
 
 
+def test_small_images_are_enlarged_with_their_boxes(tmp_path):
+    path = tmp_path / "drawn.png"
+    objects = [predict.Found(0.9, 1, "cup", (10.0, 20.0, 70.0, 80.0))]
+    predict.draw(Image.new("RGB", (100, 90)), objects, path)
+    with Image.open(path) as file:
+        is_drawn = numpy.asarray(file).any(axis=2)
+    assert is_drawn.shape == (630, 700)
+    assert is_drawn[140:560, [70, 490]].all() and is_drawn[[140, 560], 70:490].all()
+    assert not is_drawn[150:550, 80:480].any()
+
+
 def test_nothing_found_is_said(results, run_predict, tmp_path):
     status, out, err = run_predict("tiny", "--min-score", "0.9999", results=results)
     assert (status, out) == (0, "")
