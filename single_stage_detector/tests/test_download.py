@@ -1,0 +1,269 @@
+"""download_dataset.sh and verify_dataset.sh of this benchmark, run as a person would run them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from single_stage_detector.count_images import count_images
+from tests.dataset_scripts import REPOSITORY, DatasetScripts, error_line, serve
+
+DETECTOR = DatasetScripts("single_stage_detector")
+WEIGHTS = "resnet34-333f7ec4.pth"
+ANNOTATIONS = "annotations/instances_{}.json"
+COUNTS = {"train2017": (3, 2), "val2017": (2, 1)}
+"""Images of the made-up set, and how many of them have an annotation."""
+TRUE_COUNTS = {"train2017 118287 117266": "train2017 3 2", "val2017 5000 4952": "val2017 2 1"}
+"""Words of verify_dataset.sh, and what stands in their place for the made-up set."""
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[str]:
+    """The address of a server for the files in tmp_path/mirror."""
+    with serve(tmp_path / "mirror") as address:
+        yield address
+
+
+def instances(split: str) -> str:
+    """A made-up instances file: the last image has no annotation, the first has two."""
+    num_images, num_annotated = COUNTS[split]
+    owners = [0, *range(num_annotated)]
+    return json.dumps(
+        {
+            "images": [{"id": 10 * n, "file_name": f"{n:012d}.jpg"} for n in range(num_images)],
+            "annotations": [{"id": 1 + n, "image_id": 10 * i} for n, i in enumerate(owners)],
+            "categories": [],
+        }
+    )
+
+
+def make_archives(folder: Path) -> dict[str, bytes]:
+    """Made-up archives of COCO's structure, and weights; name to content."""
+    with zipfile.ZipFile(folder / "annotations_trainval2017.zip", "w") as archive:
+        for split in COUNTS:
+            archive.writestr(ANNOTATIONS.format(split), instances(split))
+            archive.writestr(f"annotations/captions_{split}.json", "not wanted")
+    for split, (num_images, _) in COUNTS.items():
+        with zipfile.ZipFile(folder / f"{split}.zip", "w") as archive:
+            for number in range(num_images):
+                archive.writestr(f"{split}/{number:012d}.jpg", f"photo {number} of {split}")
+    (folder / WEIGHTS).write_bytes(b"weights")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def copy(tmp_path: Path, mirror: str) -> Path:
+    """A checkout whose digests and counts are those of the made-up set, which the mirror has."""
+    assert mirror
+    files = make_archives(tmp_path / "mirror")
+    root = DETECTOR.copy_of_checkout(tmp_path / "copy", TRUE_COUNTS)
+    checksums = root / "single_stage_detector" / "checksums"
+    lines = [
+        f"{hashlib.md5(content).hexdigest()}  {name}\n"
+        for name, content in files.items()
+        if name != WEIGHTS
+    ]
+    (checksums / "reference.md5").write_text("".join(lines))
+    head = hashlib.sha256(files[WEIGHTS]).hexdigest()[:8]
+    (checksums / "reference.sha256-prefix").write_text(f"{head}  {WEIGHTS}\n")
+    return root
+
+
+# --- facts ----------------------------------------------------------------------------------------
+
+
+def test_the_checksums_are_those_of_the_specification() -> None:
+    assert DETECTOR.pinned("reference", "md5") == {
+        "annotations_trainval2017.zip": "f4bbac642086de4f52a3fdda2de5fa2c",
+        "train2017.zip": "cced6f7f71b7629ddf16f17bbcfab6b2",
+        "val2017.zip": "442b8da7639aecaf257c1dceb8ba8c80",
+    }
+    assert DETECTOR.pinned("reference", "sha256-prefix") == {WEIGHTS: "333f7ec4"}
+
+
+def test_addresses_and_counts_are_those_of_the_specification() -> None:
+    folder = REPOSITORY / "single_stage_detector"
+    download = (folder / "download_dataset.sh").read_text()
+    addresses = re.findall(r'^[A-Z]+="(https://.+)"$', download, re.MULTILINE)
+    assert addresses == [
+        "https://s3.amazonaws.com/images.cocodataset.org",
+        "https://download.pytorch.org/models",
+    ]
+    assert "http://" not in download
+    verify = (folder / "verify_dataset.sh").read_text()
+    assert all(f"verify_split {words}\n" in verify for words in TRUE_COUNTS)
+
+
+@pytest.mark.parametrize("script", ["download_dataset.sh", "verify_dataset.sh"])
+def test_help_and_wrong_usage(script: str, tmp_path: Path) -> None:
+    shown = DETECTOR.run(script, "--help", data=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    words = ("reference", "mini", "tiny", "DATA_DIR", "data/coco/<preset>")
+    for word in (f"usage: single_stage_detector/{script}", *words):
+        assert word in shown.stdout
+    line = error_line(DETECTOR.run(script, "full", data=tmp_path / "data"), 2)
+    assert line == "error: unknown preset 'full'; choose one of: reference mini tiny"
+    assert not (tmp_path / "data").exists()
+
+
+# --- COCO -----------------------------------------------------------------------------------------
+
+
+def test_the_set_is_fetched_unpacked_and_proven(copy: Path, mirror: str, tmp_path: Path) -> None:
+    data = tmp_path / "my data"
+    result = DETECTOR.run("download_dataset.sh", data=data, root=copy, DATASET_MIRROR=mirror)
+    assert result.returncode == 0, result.stderr
+    head = result.stderr.splitlines()[:4]
+    assert "COCO 2017" in head[0]
+    assert "CC BY 4.0" in head[1]
+    assert "20.4 GB to fetch" in head[3]
+    files = {str(path.relative_to(data)) for path in data.rglob("*") if path.is_file()}
+    photos = {f"{s}/{n:012d}.jpg" for s, (count, _) in COUNTS.items() for n in range(count)}
+    tables = {ANNOTATIONS.format(split) for split in COUNTS}
+    assert files == {"MANIFEST.sha256", WEIGHTS, *photos, *tables}
+
+    result = DETECTOR.run("verify_dataset.sh", data=data, root=copy)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "OK: 8 files\n", "")
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    result = DETECTOR.run("download_dataset.sh", data=data, root=copy, DATASET_MIRROR="https://x")
+    assert result.returncode == 0
+    assert "nothing to do" in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+
+
+def test_what_differs_is_named_and_only_it_is_fetched(
+    copy: Path, mirror: str, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    options = {"data": data, "root": copy}
+    assert DETECTOR.run("download_dataset.sh", **options, DATASET_MIRROR=mirror).returncode == 0
+    (data / "val2017" / "000000000001.jpg").unlink()
+    (data / WEIGHTS).write_bytes(b"other weights")
+    result = DETECTOR.run("verify_dataset.sh", **options)
+    assert "run DATA_DIR=" in error_line(result, 1)
+    found = result.stdout.splitlines()
+    assert any(line.startswith("val2017/000000000001.jpg: missing") for line in found)
+    assert any(line.startswith(f"{WEIGHTS}: differs, expected sha256:") for line in found)
+    assert "val2017: expected 2 images, found 1 images" in found
+    assert len(found) == 3
+    (data / WEIGHTS).unlink()
+    (tmp_path / "mirror" / "train2017.zip").unlink()  # it is not needed again
+    result = DETECTOR.run("download_dataset.sh", **options, DATASET_MIRROR=mirror)
+    assert result.returncode == 0, result.stderr
+    assert DETECTOR.run("verify_dataset.sh", **options).stdout == "OK: 8 files\n"
+
+
+def test_weights_with_another_head_are_refused(copy: Path, mirror: str, tmp_path: Path) -> None:
+    (tmp_path / "mirror" / WEIGHTS).write_bytes(b"wrong weights")
+    data = tmp_path / "data"
+    options = {"data": data, "root": copy, "DATASET_MIRROR": mirror}
+    line = error_line(DETECTOR.run("download_dataset.sh", **options), 2)
+    head = hashlib.sha256(b"weights").hexdigest()[:8]
+    assert f"expected sha256:{head} (" in line
+    assert f"found sha256:{hashlib.sha256(b'wrong weights').hexdigest()}" in line
+    assert not (data / WEIGHTS).exists()
+
+
+def test_another_archive_is_refused(mirror: str, tmp_path: Path) -> None:
+    """Against the true digests."""
+    make_archives(tmp_path / "mirror")
+    result = DETECTOR.run("download_dataset.sh", data=tmp_path / "data", DATASET_MIRROR=mirror)
+    line = error_line(result, 2)
+    assert "expected md5:f4bbac642086de4f52a3fdda2de5fa2c" in line
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_persons_own_copy_is_counted(copy: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for name in ("annotations_trainval2017.zip", "train2017.zip", "val2017.zip"):
+        with zipfile.ZipFile(tmp_path / "mirror" / name) as archive:
+            archive.extractall(data)
+    (data / WEIGHTS).write_bytes(b"weights")
+    result = DETECTOR.run("verify_dataset.sh", data=data, root=copy)
+    assert result.returncode == 0, result.stdout
+    assert result.stderr.startswith("note: ")
+    content = json.loads((data / ANNOTATIONS.format("val2017")).read_text())
+    del content["annotations"][:]
+    (data / ANNOTATIONS.format("val2017")).write_text(json.dumps(content))
+    (data / "train2017" / "000000000000.jpg").unlink()
+    (data / WEIGHTS).unlink()
+    result = DETECTOR.run("verify_dataset.sh", data=data, root=copy)
+    error_line(result, 1)
+    head = hashlib.sha256(b"weights").hexdigest()[:8]
+    assert result.stdout.splitlines() == [
+        f"{WEIGHTS}: missing, expected sha256:{head}",
+        "train2017: expected 3 images, found 2 images",
+        f"{ANNOTATIONS.format('val2017')}: expected 2 images, 1 of them with an annotation, "
+        "found 2 images, 0 of them with an annotation",
+    ]
+
+
+def test_nothing_there_is_a_line_for_each_file_and_what_to_do(tmp_path: Path) -> None:
+    result = DETECTOR.run("verify_dataset.sh", data=tmp_path / "nothing")
+    assert "single_stage_detector/download_dataset.sh reference" in error_line(result, 1)
+    assert result.stdout.splitlines() == [
+        "annotations/instances_train2017.json: missing",
+        "annotations/instances_val2017.json: missing",
+        f"{WEIGHTS}: missing, expected sha256:333f7ec4",
+        "train2017: missing, expected 118287 images",
+        "val2017: missing, expected 5000 images",
+    ]
+
+
+def test_part_of_coco_in_its_place_is_found(shared_coco: Path) -> None:
+    result = DETECTOR.run("verify_dataset.sh", data=shared_coco)
+    error_line(result, 1)
+    assert "train2017: expected 118287 images, found 80 images" in result.stdout
+    train = shared_coco / ANNOTATIONS.format("train2017")
+    num_images, num_annotated = count_images(train)
+    assert f"found {num_images} images, {num_annotated} of them" in result.stdout
+
+
+def test_what_is_no_instances_file_is_said(copy: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "annotations").mkdir(parents=True)
+    (data / ANNOTATIONS.format("train2017")).write_text("[]")
+    result = DETECTOR.run("verify_dataset.sh", data=data, root=copy)
+    assert result.returncode == 1
+    assert "found no annotations" in result.stdout
+
+
+# --- made here ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["mini", "tiny"])
+def test_what_is_made_here_needs_nothing(preset: str, tmp_path: Path) -> None:
+    data = tmp_path / preset
+    result = DETECTOR.run("download_dataset.sh", preset, data=data)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert "nothing to fetch" in result.stderr
+    result = DETECTOR.run("verify_dataset.sh", preset, data=data)
+    assert (result.returncode, result.stdout) == (0, "OK: 0 files\n")
+    assert ("not made yet" in result.stderr) == (preset == "mini")
+    assert not data.exists()
+
+
+def test_what_prepare_made_is_proven(tmp_path: Path) -> None:
+    folder = tmp_path / "prepared" / "train2017"
+    folder.mkdir(parents=True)
+    (folder / "1.png").write_bytes(b"a picture")
+    digest = hashlib.sha256(b"a picture").hexdigest()
+    (tmp_path / "prepared" / "MANIFEST.sha256").write_text(f"{digest}  train2017/1.png\n")
+    assert DETECTOR.run("verify_dataset.sh", "mini", data=tmp_path).stdout == "OK: 1 files\n"
+    (folder / "1.png").write_bytes(b"another")
+    result = DETECTOR.run("verify_dataset.sh", "mini", data=tmp_path)
+    assert "prepared" in error_line(result, 1)
+    assert result.stdout.startswith(f"prepared/train2017/1.png: differs, expected sha256:{digest}")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    blocked = tmp_path / "a file"
+    blocked.touch()
+    line = error_line(DETECTOR.run("download_dataset.sh", data=blocked / "data"), 2)
+    assert line.startswith(f"error: cannot write to {blocked}/data")
