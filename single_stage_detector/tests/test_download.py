@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -141,11 +142,11 @@ def test_what_differs_is_named_and_only_it_is_fetched(
     copy: Path, mirror: str, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
-    options = {"data": data, "root": copy}
-    assert DETECTOR.run("download_dataset.sh", **options, DATASET_MIRROR=mirror).returncode == 0
+    run = functools.partial(DETECTOR.run, data=data, root=copy)
+    assert run("download_dataset.sh", DATASET_MIRROR=mirror).returncode == 0
     (data / "val2017" / "000000000001.jpg").unlink()
     (data / WEIGHTS).write_bytes(b"other weights")
-    result = DETECTOR.run("verify_dataset.sh", **options)
+    result = run("verify_dataset.sh")
     assert "run DATA_DIR=" in error_line(result, 1)
     found = result.stdout.splitlines()
     assert any(line.startswith("val2017/000000000001.jpg: missing") for line in found)
@@ -154,16 +155,16 @@ def test_what_differs_is_named_and_only_it_is_fetched(
     assert len(found) == 3
     (data / WEIGHTS).unlink()
     (tmp_path / "mirror" / "train2017.zip").unlink()  # it is not needed again
-    result = DETECTOR.run("download_dataset.sh", **options, DATASET_MIRROR=mirror)
+    result = run("download_dataset.sh", DATASET_MIRROR=mirror)
     assert result.returncode == 0, result.stderr
-    assert DETECTOR.run("verify_dataset.sh", **options).stdout == "OK: 8 files\n"
+    assert run("verify_dataset.sh").stdout == "OK: 8 files\n"
 
 
 def test_weights_with_another_head_are_refused(copy: Path, mirror: str, tmp_path: Path) -> None:
     (tmp_path / "mirror" / WEIGHTS).write_bytes(b"wrong weights")
     data = tmp_path / "data"
-    options = {"data": data, "root": copy, "DATASET_MIRROR": mirror}
-    line = error_line(DETECTOR.run("download_dataset.sh", **options), 2)
+    result = DETECTOR.run("download_dataset.sh", data=data, root=copy, DATASET_MIRROR=mirror)
+    line = error_line(result, 2)
     head = hashlib.sha256(b"weights").hexdigest()[:8]
     assert f"expected sha256:{head} (" in line
     assert f"found sha256:{hashlib.sha256(b'wrong weights').hexdigest()}" in line
