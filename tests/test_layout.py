@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.options import default_options
+
 ROOT = Path(__file__).parent.parent
 ALL_BENCHMARKS = (
     "image_classification",
@@ -347,6 +349,29 @@ def test_the_download_script_says_what_mini_takes(benchmark: str) -> None:
     output = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
     (line,) = re.findall(r"^ *mini  +(.+)$", output, re.MULTILINE)
     assert re.search(r"\d [kMG]B|nothing to fetch|made here", line)
+
+
+DATASET_SCRIPTS = [
+    ROOT / benchmark / script
+    for benchmark in BENCHMARKS
+    for script in ("download_dataset.sh", "verify_dataset.sh")
+]
+
+
+@pytest.mark.parametrize("script", DATASET_SCRIPTS, ids=name_of)
+def test_scripts_and_training_look_for_the_data_in_one_place(
+    script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both detectors share theirs: harness/options.py and the scripts each have its name."""
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    folder = default_options(script.parent.name, "<preset>").data_dir.relative_to(ROOT)
+    output = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert f" (default <repository>/{folder})\n" in output
+
+
+@pytest.mark.parametrize("script", DATASET_SCRIPTS, ids=name_of)
+def test_digests_stand_in_checksums_alone(script: Path) -> None:
+    assert not re.search(r"[0-9a-f]{32}", script.read_text())
 
 
 def instructions(benchmark: str) -> list[str]:
