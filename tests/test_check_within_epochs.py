@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlperf_logging.compliance_checker import mlp_parser
 
 from harness import check
 from harness.run_log import PREFIX, SEAL_KEY, seal_value
@@ -66,6 +67,25 @@ def place(records: Records, key: str, number: int = 0) -> int:
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_real_logs_are_right(kind, logs):
     assert violations(records_of(logs[kind])) == []
+    parsed, failed = mlp_parser.parse_file(str(logs[kind]), ruleset="5.1.0")
+    assert failed == []
+    assert len(parsed) == len(logs[kind].read_text().splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [10, 12, 14])
+def test_the_log_of_a_resumed_run_is_right(step, tmp_path):
+    """Killed before, at and after the evaluation within the second epoch."""
+    benchmark, options = Benchmark("single_stage_detector"), ("--target", "2", "--max-epochs", "4")
+    killed = finish(benchmark.start_killed(step, "SIGTERM", tmp_path, *options))
+    assert killed.returncode == 143, killed.stderr
+    done = finish(benchmark.start(tmp_path, *options, "--resume"))
+    assert done.returncode == 1, done.stderr
+    records = records_of(only_run(tmp_path) / "log.txt")
+    assert "resumed" in [record["key"] for record in records]
+    evaluated = [r["metadata"]["step_num"] for r in records if r["key"] == "eval_stop"]
+    assert evaluated == [12, 24]
+    assert violations(records) == []
 
 
 def test_the_logs_are_what_they_are_called(logs):

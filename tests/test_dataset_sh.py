@@ -459,6 +459,33 @@ def test_md5_will_do_where_nothing_better_is_published(
         assert "expected md5:" in error_line(result, 2)
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_the_head_of_a_digest_will_do_where_no_more_is_published(
+    benchmark: Benchmark, server: Server, right: bool
+) -> None:
+    head = hashlib.sha256(CONTENT).hexdigest()[:8]
+    (benchmark.folder / "checksums" / "mini.sha256").unlink()
+    benchmark.pin({"file.bin": head}, kind="sha256-prefix")
+    server.script = ["serve" if right else "corrupt"]
+    result = benchmark.run(*fetching(server))
+    if not right:
+        assert f"expected sha256:{head} (" in error_line(result, 2)
+        assert not benchmark.data.exists()
+        return
+    assert result.returncode == 0, result.stderr
+    assert "nothing to do" in benchmark.run(*fetching(server)).stderr
+    # The manifest has the whole digest of what came; without it the head still proves a copy.
+    assert benchmark.manifest_is_right()
+    (benchmark.data / "MANIFEST.sha256").unlink()
+    verify = ["dataset_verify_manifest file.bin", "dataset_verify_files file.bin"]
+    result = benchmark.run(*verify, "dataset_verdict")
+    assert (result.returncode, result.stdout) == (0, "OK: 1 files\n")
+    (benchmark.data / "file.bin").write_bytes(CONTENT[1:])
+    result = benchmark.run(*verify, "dataset_verdict")
+    assert result.returncode == 1
+    assert result.stdout.startswith(f"file.bin: differs, expected sha256:{head}, found sha256:")
+
+
 def test_a_file_without_a_digest_is_not_fetched(benchmark: Benchmark, server: Server) -> None:
     benchmark.pin({"other.bin": CONTENT})
     assert "no digest of file.bin" in error_line(benchmark.run(*fetching(server)), 2)
