@@ -22,6 +22,10 @@ from tests.benchmark_runs import Benchmark, finish, only_run
 Records = list[dict[str, Any]]
 OPTIONS = {
     "reached within an epoch": ("--target", "0"),
+    "reached before another evaluation of the epoch": (
+        *("--target", "0"),
+        *("--evaluation-iterations", "9", "13"),
+    ),
     "missed": ("--target", "2", "--max-epochs", "4"),
     "missed, the last evaluation within an epoch": (
         *("--target", "2"),
@@ -31,7 +35,11 @@ OPTIONS = {
     "after epochs": ("--target", "2", "--evaluation-epochs", "1", "2", "--max-epochs", "2"),
     "another batch": ("--target", "2", "--batch-size", "12", "--max-epochs", "4"),
 }
-STATUS = {"reached within an epoch": 0, "num_steps": 0}
+STATUS = {
+    "reached within an epoch": 0,
+    "reached before another evaluation of the epoch": 0,
+    "num_steps": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +105,7 @@ def test_the_logs_are_what_they_are_called(logs):
     }
     assert steps == {
         "reached within an epoch": [12],
+        "reached before another evaluation of the epoch": [10],
         "missed": [12, 24],
         "missed, the last evaluation within an epoch": [4, 19],
         "num_steps": [12],
@@ -197,6 +206,15 @@ def test_a_target_met_within_an_epoch_ends_the_run_there(logs):
     assert [record["key"] for record in more] == ["tracked_stats", "epoch_stop"]
     records[end:end] = more
     assert {rule for rule, _, _ in violations(records)} == {"order", "steps"}
+
+
+def test_a_listed_step_is_of_its_epoch(logs):
+    records = records_of(logs["reached within an epoch"])
+    for record in records[place(records, "eval_start") + 1 :]:
+        if "step_num" in record["metadata"]:
+            record["metadata"]["step_num"] = 24
+    expected = "one of the steps [12] (evaluation_steps of its epoch)"
+    assert ("steps", expected, "24") in violations(records)
 
 
 def test_success_needs_its_evaluation(logs):
