@@ -587,6 +587,32 @@ def test_full_disk_is_seen_before_the_download(checkout: Checkout, packages: Pac
     assert not (checkout.root / ".venv").exists()
 
 
+@pytest.mark.parametrize(
+    ("locks", "words"),
+    [
+        ("recommendation/requirements.txt", "3.1 GB to download, 5.9 GB of disk"),
+        ("recommendation/requirements-newest.txt", "3.1 GB to download, 5.9 GB of disk"),
+        ("image_classification/requirements-host.txt", "0.8 GB to download, 2.7 GB of disk"),
+        (
+            "image_classification/requirements-host.txt recommendation/requirements.txt",
+            "3.8 GB to download, 8.1 GB of disk",
+        ),
+    ],
+)
+def test_the_environments_size_follows_the_frameworks(locks: str, words: str) -> None:
+    """With the true locks."""
+    program = "set -euo pipefail; source tools/environment.sh; environment=/nowhere"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+    done = subprocess.run(
+        ["bash", "-c", f"{program}; announce_environment {locks}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert words in done.stderr
+
+
 # --- test.sh ------------------------------------------------------------------------------------
 
 

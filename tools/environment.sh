@@ -12,12 +12,6 @@ repository=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd -P)
 environment=$repository/.venv
 given_python=${PYTHON-}
 
-# What the environment takes, measured with the locks as they are. While pip unpacks, the download
-# is there twice (its cache keeps a copy) beside what comes out of it.
-DOWNLOAD_GB=3.1
-ENVIRONMENT_GB=5.9
-FREE_GB=12
-
 say() { printf '%s\n' "$*" >&2; }
 
 # show_help SCRIPT: the comment that it begins with.
@@ -184,6 +178,20 @@ environment_is_ready() {
   done < <(cd "$repository" && sha256sum "$@")
 }
 
+# measure_environment LOCK...: sets what the environment takes at most, measured with the locks as
+# they are: for TensorFlow without CUDA libraries, for PyTorch, or for both. While pip unpacks, the
+# download is there twice (its cache keeps a copy) beside what comes out of it.
+measure_environment() {
+  local locks=("${@/#/$repository/}")
+  if ! grep -qs '^tensorflow==' "${locks[@]}"; then
+    download_gb=3.1 environment_gb=5.9 free_gb_needed=12
+  elif ! grep -qs '^nvidia-cublas' "${locks[@]}"; then
+    download_gb=0.8 environment_gb=2.7 free_gb_needed=5
+  else
+    download_gb=3.8 environment_gb=8.1 free_gb_needed=16
+  fi
+}
+
 # announce_environment LOCK...: says what making the environment takes, before it is made.
 announce_environment() {
   local free_gb
@@ -192,11 +200,12 @@ announce_environment() {
   elif environment_is_ready "$@"; then
     say "  environment  .venv is there already"
   else
-    say "  environment  up to $DOWNLOAD_GB GB to download, $ENVIRONMENT_GB GB of disk in .venv" \
-      "($FREE_GB GB while it is made; pip keeps the download in its cache)"
+    measure_environment "$@"
+    say "  environment  up to $download_gb GB to download, $environment_gb GB of disk in .venv" \
+      "($free_gb_needed GB while it is made; pip keeps the download in its cache)"
     free_gb=$(df --output=avail --block-size=GB "$repository" | tail -n 1 | tr -dc 0-9)
-    ((free_gb >= FREE_GB)) \
-      || fail "$FREE_GB GB of free disk are needed and $repository has $free_gb" \
+    ((free_gb >= free_gb_needed)) \
+      || fail "$free_gb_needed GB of free disk are needed and $repository has $free_gb" \
         "make room and run this again"
   fi
 }
