@@ -32,11 +32,7 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         kept = {name: value for name, value in weights.items() if not name.startswith(LEFT_OUT)}
-        # The file is from before batch normalisation counted its batches.
-        for name, buffer in backbone.named_buffers():
-            if name.endswith("num_batches_tracked"):
-                kept.setdefault(name, buffer)
-        backbone.load_state_dict(kept)
+        backbone.load_state_dict(kept)  # counts of batches, younger than the file, may be missing
     except Exception as error:  # torch.load has no common base for what it raises
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UsageError(

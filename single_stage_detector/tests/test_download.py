@@ -192,7 +192,7 @@ def test_a_persons_own_copy_is_counted(copy: Path, tmp_path: Path) -> None:
     content = json.loads((data / ANNOTATIONS.format("val2017")).read_text())
     del content["annotations"][:]
     (data / ANNOTATIONS.format("val2017")).write_text(json.dumps(content))
-    (data / "train2017" / "000000000000.jpg").unlink()
+    (data / "train2017" / "000000000000.jpg").rename(data / "train2017" / "000000000000.jpg.part")
     (data / WEIGHTS).unlink()
     result = DETECTOR.run("verify_dataset.sh", data=data, root=copy)
     error_line(result, 1)
@@ -224,6 +224,16 @@ def test_part_of_coco_in_its_place_is_found(shared_coco: Path) -> None:
     train = shared_coco / ANNOTATIONS.format("train2017")
     num_images, num_annotated = count_images(train)
     assert f"found {num_images} images, {num_annotated} of them" in result.stdout
+
+
+def test_only_images_that_there_are_count(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 1}, {"id": 2}, {"id": 2}],
+        "annotations": [{"image_id": 2}, {"image_id": 2}, {"image_id": 3}],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    assert count_images(path) == (2, 1)
 
 
 def test_what_is_no_instances_file_is_said(copy: Path, tmp_path: Path) -> None:
