@@ -61,7 +61,7 @@ fetch_coco() {
 dataset_begin coco \
   "Fetches the data set of a preset and unpacks it. A second call goes on where the first broke off." \
   "reference  COCO 2017 and ResNet-34's weights: about 20.5 GB, 41 GB of disk while it is unpacked
-mini       generated shapes, made here before the first training: 99 MB of disk, nothing to fetch
+mini       generated shapes, made here before the first training: 103 MB of disk, nothing to fetch
 tiny       made-up data, nothing to fetch" "$@"
 
 case $PRESET in
