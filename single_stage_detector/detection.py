@@ -1,7 +1,7 @@
 """From the network's outputs to detections: scores, suppression of doubles, the best of an image.
 
-Shapes: B images, C classes (0 is background), A default boxes; N candidates of all images, in G
-groups of one image and class, at most K in each.
+Shapes: B images, C classes (0 is background), A default boxes; N candidates of all images, in
+groups of one image and class; P pairs of candidates of one group.
 
 Source: Liu et al., "SSD: Single Shot MultiBox Detector" (2016), section 2.2, "Inference time";
 v0.5's thresholds.
@@ -9,6 +9,7 @@ v0.5's thresholds.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,17 +41,25 @@ def detect(
     For each class the boxes that score above `min_score`, the best `max_detections` of them; of two
     that overlap by `nms_iou` or more the lower goes; then the best of all classes together.
     """
-    scores = class_logits.float().softmax(dim=1)[:, 1:]  # [B, C - 1, A]
-    images, classes, places = (scores > config.min_score).nonzero(as_tuple=True)  # each [N]
+    logits = class_logits.float()
+    # Most boxes show nothing: a score is at most exp(its logit - the largest), so that a box needs
+    # a softmax only where one of its logits comes near enough to the largest.
+    best_object = logits[:, 1:].amax(dim=1)  # [B, A]
+    best = torch.maximum(best_object, logits[:, 0])
+    least = math.log(config.min_score) - 0.01 if config.min_score > 0 else -math.inf
+    images, places = (best_object > best + least).nonzero(as_tuple=True)
+    scores = logits[images, :, places].softmax(dim=1)[:, 1:]  # [boxes, C - 1]
+    boxes, classes = (scores > config.min_score).nonzero(as_tuple=True)  # each [N]
+    images, places = images[boxes], places[boxes]
     candidates = Detections(
         images,
         default_boxes.decode(box_deltas.float())[images, places],
-        scores[images, classes, places],
+        scores[boxes, classes],
         classes + 1,
     )
     groups = images * scores.shape[1] + classes
-    candidates, groups, ranks = _best_of_groups(candidates, groups, config.max_detections)
-    candidates = select(candidates, _survive(candidates, groups, ranks, config.nms_iou))
+    candidates, _, ranks = _best_of_groups(candidates, groups, config.max_detections)
+    candidates = select(candidates, _survive(candidates, ranks, config.nms_iou))
     return _best_of_groups(candidates, candidates.images, config.max_detections)[0]
 
 
@@ -85,23 +94,26 @@ def _ranks(groups: Tensor) -> Tensor:
     return places - torch.searchsorted(groups, groups)
 
 
-def _survive(candidates: Detections, groups: Tensor, ranks: Tensor, nms_iou: float) -> Tensor:
+def _survive(candidates: Detections, ranks: Tensor, nms_iou: float) -> Tensor:
     """Which candidates no better one of their group suppresses [N], for all groups at once.
 
-    The greedy rule, "a box goes if a better one that stays overlaps it", is applied to all boxes
-    again and again until nothing changes. After t rounds the first t of each group are right, so
-    that this ends with the result of going through them one by one; mostly after two or three.
+    Each is compared with those before it in its group. The greedy rule, "a box goes if a better one
+    that stays overlaps it", is applied to all boxes again and again until nothing changes. After t
+    rounds the first t of each group are right, so that this ends with the result of going through
+    them one by one; mostly after two or three.
     """
-    _, rows = groups.unique_consecutive(return_inverse=True)  # [N] of 0 to G - 1
-    num_groups = int(rows[-1]) + 1 if len(rows) else 0
-    num_columns = int(ranks.max()) + 1 if len(rows) else 0
-    boxes = candidates.boxes.new_zeros(num_groups, num_columns, 4)
-    boxes[rows, ranks] = candidates.boxes
-    overlaps = intersection_over_union(boxes, boxes) >= nms_iou  # [G, K, K]
-    is_under = overlaps.triu(diagonal=1)  # [g, i, j]: i comes before j and overlaps it
-    stays = torch.ones(num_groups, num_columns, dtype=torch.bool, device=boxes.device)
+    places = torch.arange(len(ranks), device=ranks.device)
+    worse = torch.repeat_interleave(ranks)  # [P]: place n comes as often as ranks[n] says
+    first_pair = ranks.cumsum(0) - ranks
+    number = torch.arange(len(worse), device=ranks.device) - first_pair[worse]
+    better = (places - ranks)[worse] + number
+    boxes = candidates.boxes[:, None]
+    overlaps = intersection_over_union(boxes[better], boxes[worse]).flatten() >= nms_iou
+    better, worse = better[overlaps], worse[overlaps]
+    stays = torch.ones_like(ranks, dtype=torch.bool)
     while True:
         before = stays
-        stays = ~(is_under & before[:, :, None]).any(dim=1)
+        stays = torch.ones_like(before)
+        stays[worse[before[better]]] = False
         if torch.equal(stays, before):
-            return stays[rows, ranks]
+            return stays

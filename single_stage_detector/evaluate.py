@@ -96,7 +96,6 @@ def detect_objects(
     with torch.no_grad(), numpy.errstate(invalid="ignore"):  # infinity less infinity
         for numbers, pixels in eval_batches(images, config, num_workers, max_images):
             inputs = normalize_pixels(pixels.to(device, non_blocking=True))
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
             box_deltas, class_logits = model(inputs)
             found = detect(box_deltas, class_logits, default_boxes, config)
             places = numbers[found.images.cpu()].numpy()

@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(num_outputs, num_outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(num_outputs)
         self.downsample: nn.Module = nn.Identity()
-        if num_inputs != num_outputs:
+        if num_inputs != num_outputs or stride != 1:
             self.downsample = nn.Sequential(
                 nn.Conv2d(num_inputs, num_outputs, 1, stride, bias=False),
                 nn.BatchNorm2d(num_outputs),
@@ -61,7 +61,8 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] -> [B, num_filters[2], S / 8, S / 8]."""
         x = self.maxpool(torch.relu(self.bn1(self.conv1(images))))
-        return self.layer3(self.layer2(self.layer1(x)))  # type: ignore[no-any-return]
+        features: Tensor = self.layer3(self.layer2(self.layer1(x)))
+        return features
 
 
 def _stage(num_blocks: int, num_inputs: int, num_outputs: int, stride: int) -> nn.Sequential:

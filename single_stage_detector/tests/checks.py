@@ -179,7 +179,8 @@ def check_claims() -> None:
     """Each object has its best box, however little they overlap; of two claims the last wins."""
     coder = default_boxes.DefaultBoxes(REFERENCE)
     speck = [0.5001, 0.5001, 0.5012, 0.5012]  # overlaps every default box by less than half
-    boxes = torch.tensor([[speck, [0.1, 0.1, 0.9, 0.9], speck, [0.0] * 4]])
+    # Padding lies where it would claim the same box, if it could.
+    boxes = torch.tensor([[speck, [0.1, 0.1, 0.9, 0.9], speck, speck]])
     objects, labels = loss.match(coder, boxes, torch.tensor([[5, 6, 7, 0]]))
     assert int((labels == 5).sum()) == 0
     (place,) = (labels[0] == 7).nonzero().ravel().tolist()
@@ -381,6 +382,25 @@ def check_detections() -> None:
         assert bool((found.images.diff() >= 0).all())
         assert int((found.images == 0).sum()) == config.max_detections
         assert float(found.boxes.min()) < 0
+
+
+def check_limit_of_a_class() -> None:
+    """Only a class's best boxes enter the suppression: what lies below them never comes back."""
+    config = dataclasses.replace(REFERENCE, num_classes=3, max_detections=50)
+    coder = default_boxes.DefaultBoxes(config)
+    deltas, logits = lively_outputs(config, 1, 4)
+    deltas[:, :2] *= 0.01
+    deltas[:, 2:, :300] = 5  # neighbours that overlap, all of one class
+    logits[0, 1, :300] += torch.arange(300) / 300 + 8
+    found = detection.detect(deltas, logits, coder, config)
+    scores = oracles.softmax(logits[0].T)
+    expected = oracles.plain_detections(
+        coder.decode(deltas)[0], scores, config.min_score, config.nms_iou, config.max_detections
+    )
+    assert found.labels.tolist() == [label for label, _, _ in expected]
+    assert int((found.labels == 1).sum()) < config.max_detections
+    best = scores[:, 1].topk(config.max_detections).values.min()
+    assert float(found.scores[found.labels == 1].min()) >= float(best) - 1e-6
 
 
 def check_nothing_detected() -> None:

@@ -7,6 +7,10 @@ def test_detections_are_torchvisions():
     checks.check_detections()
 
 
+def test_a_class_has_a_limit():
+    checks.check_limit_of_a_class()
+
+
 def test_nothing_detected_is_no_error():
     checks.check_nothing_detected()
 

@@ -123,7 +123,7 @@ MUTATIONS = {
         loss, "is_claimed = claimed_by >= 0", "is_claimed = claimed_by > 99", checks.check_matching
     ),
     "claims of the padding": Mutation(
-        loss, "numbers.where(labels > 0, -1)", "numbers.expand_as(labels)", checks.check_matching
+        loss, "numbers.where(labels > 0, -1)", "numbers.expand_as(labels)", checks.check_claims
     ),
     "the first claim wins": Mutation(
         loss,
@@ -233,18 +233,18 @@ MUTATIONS = {
         detection,
         "_best_of_groups(candidates, groups, config.max_detections)\n",
         "_best_of_groups(candidates, groups, 10**9)\n",
-        checks.check_detections,
+        checks.check_limit_of_a_class,
     ),
     "suppressed boxes suppress": Mutation(
         detection,
-        "        if torch.equal(stays, before):\n            return stays[rows, ranks]",
-        "        return stays[rows, ranks]",
+        "        if torch.equal(stays, before):\n            return stays",
+        "        return stays",
         checks.check_suppression_chain,
     ),
     "overlap of the limit stays": Mutation(
         detection,
-        "intersection_over_union(boxes, boxes) >= nms_iou",
-        "intersection_over_union(boxes, boxes) > nms_iou",
+        ".flatten() >= nms_iou",
+        ".flatten() > nms_iou",
         checks.check_suppression_chain,
     ),
     # --- schedule ---
