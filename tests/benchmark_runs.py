@@ -52,7 +52,7 @@ def start(*command: object, cwd: Path = ROOT, **variables: Any) -> subprocess.Po
 
 def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     """Wait for a command, and return what became of it."""
-    output, errors = process.communicate(timeout=180)
+    output, errors = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 

@@ -183,10 +183,10 @@ def check_claims() -> None:
     boxes = torch.tensor([[speck, [0.1, 0.1, 0.9, 0.9], speck, speck]])
     objects, labels = loss.match(coder, boxes, torch.tensor([[5, 6, 7, 0]]))
     assert int((labels == 5).sum()) == 0
-    (place,) = (labels[0] == 7).nonzero().ravel().tolist()
-    assert int(objects[0, place]) == 2
     overlap = torchvision.ops.box_iou(boxes[0, :1], coder.corners)[0]
-    assert place == int(overlap.argmax())
+    place = int(overlap.argmax())
+    assert (labels[0] == 7).nonzero().tolist() == [[place]]
+    assert int(objects[0, place]) == 2
     # Exactly half is no match: only the claim is.
     half = coder.corners[8000].clone()
     half[2] = half[0] + 2 * (half[2] - half[0])
@@ -529,16 +529,16 @@ def record_training(config: Config, num_steps: int, seed: int = 1) -> Recording:
             recording.batches.append(batch)
             yield batch
 
-    def before(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def before(*_: object) -> None:
         if not recording.first_state:
             state = networks[0].state_dict()
             recording.first_state = {name: value.clone() for name, value in state.items()}
-        parameters = optimizer.param_groups[0]["params"]
-        recording.gradients.append([weights.grad.clone() for weights in parameters])
+        gradients = [weights.grad for weights in networks[0].parameters()]
+        recording.gradients.append([g.clone() for g in gradients if g is not None])
         recording.statistics.append(statistics_of(networks[0]))
 
-    def after(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        recording.weights.append([w.detach().clone() for w in optimizer.param_groups[0]["params"]])
+    def after(*_: object) -> None:
+        recording.weights.append([w.detach().clone() for w in networks[0].parameters()])
 
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

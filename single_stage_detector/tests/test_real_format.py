@@ -8,6 +8,7 @@ import math
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.transforms import functional
@@ -16,6 +17,10 @@ from harness.options import RunOptions
 from single_stage_detector import augmentation, count_images, data
 from single_stage_detector.coco import parse, read_instances
 from single_stage_detector.config import REFERENCE
+from single_stage_detector.default_boxes import DefaultBoxes
+from single_stage_detector.evaluate import evaluate
+from single_stage_detector.loss import encode_targets, image_losses
+from single_stage_detector.model import SSD, normalize_pixels
 from single_stage_detector.tests import data_checks
 
 pytestmark = pytest.mark.usefixtures("torch_state")
@@ -109,3 +114,44 @@ def test_crops_of_photos_keep_what_the_rule_keeps(shared_coco):
         left, top, right, bottom = (math.floor(part * size) for part, size in edges)
         assert image.size == (right - left, bottom - top)
     assert 15 < num_crops < 70
+
+
+def photos_of_few_large_objects(content, num_photos):
+    """An instances file of the first photos that have up to three objects, all of them large."""
+    of_photo = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        of_photo[annotation["image_id"]].append(annotation)
+
+    def is_easy(image):
+        areas = [a["bbox"][2] * a["bbox"][3] for a in of_photo[image["id"]]]
+        return 0 < len(areas) <= 3 and min(areas) > 0.05 * image["width"] * image["height"]
+
+    chosen = [image for image in content["images"] if is_easy(image)][:num_photos]
+    annotations = [a for image in chosen for a in of_photo[image["id"]]]
+    return {**content, "images": chosen, "annotations": annotations}
+
+
+@pytest.mark.exhaustive
+def test_the_whole_network_learns_two_photos_by_heart(shared_coco):
+    """From random weights, in 45 steps: loss, targets, detections and metric fit together."""
+    path = data.instances_file(shared_coco, "val2017")
+    content = photos_of_few_large_objects(json.loads(path.read_text()), 2)
+    annotations = parse(content, 81, str(path))
+    images = data.Images(annotations, shared_coco / "val2017", ground_truth=content)
+    examples = []
+    for index in range(2):
+        pixels = augmentation.prepare_for_evaluation(images.read(index), PHOTOS)
+        examples.append((pixels, *annotations.boxes_of(index)))
+    batch = data.collate(examples)
+    torch.manual_seed(1)
+    model = SSD(PHOTOS)
+    targets = encode_targets(DefaultBoxes(PHOTOS), batch.boxes, batch.labels)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-4)
+    for _ in range(45):
+        outputs = model(normalize_pixels(batch.images))
+        optimizer.zero_grad()
+        image_losses(*outputs, *targets).mean().backward()
+        optimizer.step()
+    values = evaluate(model, images, PHOTOS, torch.device("cpu"), 0)
+    assert values["ap_50"] > 0.95
+    assert values["ap"] > 0.5

@@ -135,7 +135,9 @@ def test_num_steps_prints_throughput_and_an_estimate(tmp_path):
     assert (record["status"], record["modified"]) == ("num_steps", ["synthetic_data", "num_steps"])
 
 
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("compile", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "precision", ["bf16", pytest.param("compile", marks=pytest.mark.exhaustive)]
+)
 def test_other_arithmetic_reaches_the_target_too(tmp_path, unbroken, precision):
     option = ("--compile",) if precision == "compile" else ("--precision", precision)
     done = DETECTOR.train(tmp_path, *option)
