@@ -73,7 +73,7 @@ ADAMW = dataclasses.replace(
     decay_iterations=(),
     decay_epochs=(4.5, 9.0),
 )
-"""The same as mini trains: AdamW, clipped gradients, epochs in place of iterations."""
+"""The same with AdamW, clipped gradients, epochs in place of iterations."""
 
 
 def random_boxes(generator: torch.Generator, count: int) -> Tensor:
@@ -286,7 +286,7 @@ def check_parameter_counts() -> None:
     assert extra == [1_245_952, 1_311_488, 360_832, 328_064, 328_064]
     assert count(network.box_heads) == 387_192
     assert count(network.class_heads) == 7_840_638
-    assert count(model.SSD(MINI)) == 441_604
+    assert count(model.SSD(MINI)) == 349_060
     assert sum(buffer.numel() for buffer in network.backbone.buffers()) == 9_885
 
 
