@@ -25,7 +25,7 @@ from single_stage_detector.detection import detect
 from single_stage_detector.evaluate import coco_statistics
 from single_stage_detector.loss import encode_targets, image_losses
 from single_stage_detector.model import normalize_pixels
-from single_stage_detector.train import make_optimizer
+from single_stage_detector.train import MEMORY_FORMAT, make_optimizer
 
 
 def main() -> None:
@@ -34,14 +34,15 @@ def main() -> None:
     torch_support.set_up(torch.device("cpu"), work.seed)
     config, inputs = work.config, make_inputs(work)
     network = make_network(work, inputs)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    memory_format = MEMORY_FORMAT["cpu"]
+    network.to(memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config)
     default_boxes = DefaultBoxes(config)
     outputs = make_outputs(work, inputs)
     ground_truth, results = make_results(work)
 
     def forward() -> tuple[Tensor, Tensor]:
-        images = normalize_pixels(inputs.pixels).contiguous(memory_format=torch.channels_last)
+        images = normalize_pixels(inputs.pixels).contiguous(memory_format=memory_format)
         box_deltas, class_logits = network(images)
         return box_deltas, class_logits
 

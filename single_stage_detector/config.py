@@ -185,7 +185,7 @@ MINI = Config(
     preset="mini",
     dataset="shapes128",
     quality_targets=(QualityTarget("ap_50", 0.85),),
-    epochs_to_target=5.5,
+    epochs_to_target=5,
     checkpoint_interval_s=60,
     num_classes=5,
     num_train_images=1_954,
@@ -209,11 +209,11 @@ MINI = Config(
     base_batch_size=8,
     base_learning_rate=3e-3,
     warmup_steps=200,
-    decay_iterations=(1_200, 1_590),
+    decay_iterations=(1_080, 1_445),
     optimizer="adamw",
     weight_decay=1e-2,
     max_gradient_norm=10,
-    evaluation_iterations=(979, 1_349, 1_469, 1_714),
+    evaluation_iterations=(979, 1_224, 1_469, 1_714),
     max_epochs=7,
 )
 
