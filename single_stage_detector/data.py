@@ -41,7 +41,8 @@ from single_stage_detector.prepare import is_prepared
 SPLITS = ("train2017", "val2017")
 BACKBONE_FILE = "resnet34-333f7ec4.pth"
 """ImageNet's weights of ResNet-34; the name carries the head of its SHA-256."""
-MAX_DEFAULT_WORKERS = 4
+MAX_DEFAULT_WORKERS = {"cpu": 4, "cuda": 16}
+"""Of a training process. Where a GPU computes, decoding and augmenting are all that CPUs do."""
 DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for files that are missing, cut or changed."""
 EVALUATION_BATCHES = 4
@@ -213,31 +214,43 @@ def num_steps(config: Config) -> int:
     return math.ceil(config.num_train_images / config.batch_size)
 
 
-def num_workers(options: RunOptions) -> int:
+def num_workers(options: RunOptions, device: torch.device) -> int:
     """Loader processes of each training process: as given, or one for each core but one.
 
     With two cores or fewer none: there a thread reads ahead.
     """
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     num_mine = num_cores() // num_local
-    default = min(MAX_DEFAULT_WORKERS, num_mine - 1) if num_mine > 2 else 0
+    default = min(MAX_DEFAULT_WORKERS[device.type], num_mine - 1) if num_mine > 2 else 0
     return options.num_workers or default
 
 
 def train_batches(
-    images: Images, config: Config, seed: int, epoch: int, first_step: int, num_workers: int
+    images: Images,
+    config: Config,
+    seed: int,
+    epochs: Iterable[int],
+    first_step: int,
+    num_workers: int,
 ) -> Iterator[Batch]:
-    """This process's share of each batch of an epoch, from `first_step` on.
+    """This process's share of each batch of some epochs; of the first from `first_step` on.
 
-    Raises UsageError naming an image that cannot be read.
+    The same loader processes read them all. Raises UsageError naming an image that cannot be read.
     """
-    order = epoch_order(images.num_images, seed, epoch)
-    places = []
-    for start in range(first_step * config.batch_size, images.num_images, config.batch_size):
-        size = min(config.batch_size, images.num_images - start)
-        first, last = share(start, size)
-        places.append(order[first:last])
-    return read_all(TrainExamples(images, config, seed, epoch), places, num_workers, collate)
+    places = train_places(images.num_images, config.batch_size, seed, epochs, first_step)
+    return read_all(TrainExamples(images, config, seed), places, num_workers, collate)
+
+
+def train_places(
+    num_images: int, batch_size: int, seed: int, epochs: Iterable[int], first_step: int
+) -> Iterator[list[tuple[int, int]]]:
+    """This process's share of each batch: epoch and index of its images."""
+    for epoch in epochs:
+        order = epoch_order(num_images, seed, epoch)
+        for start in range(first_step * batch_size, num_images, batch_size):
+            first, last = share(start, min(batch_size, num_images - start))
+            yield [(epoch, index) for index in order[first:last]]
+        first_step = 0
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> list[int]:
@@ -263,16 +276,21 @@ def eval_batches(
 
 @dataclass(frozen=True)
 class TrainExamples(Dataset[Any]):
-    """The augmented images of one epoch."""
+    """The augmented images of a training."""
 
     images: Images
     config: Config
     seed: int
-    epoch: int
 
-    def __getitem__(self, index: int) -> tuple[NDArray[numpy.uint8], FloatArray, IntArray] | str:
-        """Pixels [3, S, S], boxes [M, 4] and labels [M]; or why the image cannot be read."""
-        stream = derive_seed(self.seed, "augmentation", self.epoch, index)
+    def __getitem__(
+        self, place: tuple[int, int]
+    ) -> tuple[NDArray[numpy.uint8], FloatArray, IntArray] | str:
+        """Pixels [3, S, S], boxes [M, 4] and labels [M] of an image in an epoch (epoch, index).
+
+        Or why the image cannot be read.
+        """
+        epoch, index = place
+        stream = derive_seed(self.seed, "augmentation", epoch, index)
         try:
             image = self.images.read(index)
         except ValueError as error:
@@ -318,7 +336,7 @@ def collate_for_evaluation(examples: Sequence[Any]) -> tuple[Tensor, Tensor]:
 
 def read_all(
     examples: Dataset[Any],
-    places: list[list[int]],
+    places: Iterable[list[Any]],
     num_workers: int,
     collate: Callable[[Sequence[Any]], Any],
 ) -> Iterator[Any]:

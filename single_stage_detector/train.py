@@ -68,7 +68,7 @@ def train(config: Config, options: RunOptions) -> int:
     check_batches(config)
     device = torch_support.choose_device(options)
     data.check_files(config, options)
-    num_workers = data.num_workers(options)
+    num_workers = data.num_workers(options, device)
 
     with Run("single_stage_detector", config, options) as run:
         torch_support.set_up(device, options.seed, num_workers)
@@ -118,6 +118,10 @@ def train(config: Config, options: RunOptions) -> int:
         run.log.event(constants.TRAIN_SAMPLES, train_images.num_images)
         run.log.event(constants.EVAL_SAMPLES, eval_images.num_images)
         progress = Progress(config, steps_per_epoch, run)
+        epochs = range(first_epoch, config.max_epochs + 1)
+        batches = data.train_batches(
+            train_images, config, options.seed, epochs, num_done, num_workers
+        )
         is_over = False  # the target is reached, or no evaluation is left
 
         def evaluate_if_due(epoch: int, next_epoch: int, next_step: int) -> bool:
@@ -131,15 +135,9 @@ def train(config: Config, options: RunOptions) -> int:
             save(run, trainer_state, next_epoch, next_step)
             return reached or run.step == evaluations[-1]
 
-        for epoch in range(first_epoch, config.max_epochs + 1):
+        for epoch in epochs:
             if num_done == 0:
                 run.epoch_start(epoch)
-            with run.phase("input"):
-                batches = iter(
-                    data.train_batches(
-                        train_images, config, options.seed, epoch, num_done, num_workers
-                    )
-                )
             losses: list[Tensor] = []  # of the steps since the last look
             num_seen = 0  # images in them
 
@@ -318,11 +316,8 @@ def report_speed(
 ) -> None:
     """Print the pace of training and of the input pipeline alone, and the time to the target."""
     config: Any = run.config
-    epochs = (
-        data.train_batches(train_images, config, run.options.seed, epoch, 0, num_workers)
-        for epoch in itertools.count(1)
-    )
-    batches = itertools.chain.from_iterable(epochs)
+    epochs = itertools.count(1)
+    batches = data.train_batches(train_images, config, run.options.seed, epochs, 0, num_workers)
     next(batches)  # starts the workers
     num_images, input_s = 0, 0.0
     start_s = time.monotonic()

@@ -326,7 +326,7 @@ def check_batches() -> None:
     config = dataclasses.replace(SMALL, crop_probability=0.0)
     with tempfile.TemporaryDirectory() as folder:
         images = write_photos(Path(folder), 19)
-        batches = list(data.train_batches(images, config, 3, 2, 0, 0))
+        batches = list(data.train_batches(images, config, 3, [2], 0, 0))
         order = data.epoch_order(19, 3, 2)
         assert sorted(order) == list(range(19))
         assert [len(batch.images) for batch in batches] == [4, 4, 4, 4, 3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -56,8 +57,8 @@ def test_evaluation_has_each_image_once_as_it_is():
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_change_nothing(images, num_workers):
-    alone = list(data.train_batches(images, SMALL, 1, 1, 0, 0))
-    assert same(alone, list(data.train_batches(images, SMALL, 1, 1, 0, num_workers)))
+    alone = list(data.train_batches(images, SMALL, 1, [1], 0, 0))
+    assert same(alone, list(data.train_batches(images, SMALL, 1, [1], 0, num_workers)))
     both = (data.eval_batches(images, SMALL, workers) for workers in (0, num_workers))
     for one, other in zip(*both, strict=True):
         assert all(map(torch.equal, one, other))
@@ -66,7 +67,7 @@ def test_workers_change_nothing(images, num_workers):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_epoch_goes_on_from_any_step(images, monkeypatch, num_workers):
     """Without reading again what was done."""
-    whole = list(data.train_batches(images, SMALL, 1, 1, 0, 0))
+    whole = list(data.train_batches(images, SMALL, 1, [1], 0, 0))
     done = set(data.epoch_order(19, 1, 1)[:12])
     read = data.Images.read
 
@@ -75,36 +76,48 @@ def test_an_epoch_goes_on_from_any_step(images, monkeypatch, num_workers):
         return read(self, index)
 
     monkeypatch.setattr(data.Images, "read", refuse)
-    assert same(whole[3:], list(data.train_batches(images, SMALL, 1, 1, 3, num_workers)))
+    assert same(whole[3:], list(data.train_batches(images, SMALL, 1, [1], 3, num_workers)))
 
 
 def test_epochs_and_seeds_differ_and_repeat(images):
     batches = {
-        (seed, epoch): list(data.train_batches(images, SMALL, seed, epoch, 0, 0))
+        (seed, epoch): list(data.train_batches(images, SMALL, seed, [epoch], 0, 0))
         for seed, epoch in ((1, 1), (1, 2), (2, 1))
     }
     for one, other in itertools.combinations(batches.values(), 2):
         assert not same(one, other)
-    assert same(batches[1, 1], list(data.train_batches(images, SMALL, 1, 1, 0, 0)))
+    assert same(batches[1, 1], list(data.train_batches(images, SMALL, 1, [1], 0, 0)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_same_workers_read_one_epoch_after_the_other(images, num_workers):
+    alone = [list(data.train_batches(images, SMALL, 1, [epoch], 0, 0)) for epoch in (2, 3, 4)]
+    batches = data.train_batches(images, SMALL, 1, itertools.count(2), 3, num_workers)
+    children = []
+    for whole in (alone[0][3:], *alone[1:]):
+        assert same(whole, list(itertools.islice(batches, len(whole))))
+        children.append({child.pid for child in multiprocessing.active_children()})
+    assert children == [children[0]] * 3
+    assert len(children[0]) == num_workers
 
 
 def test_augmentation_leaves_the_annotations_alone(images):
     before = images.annotations.boxes.copy()
     for epoch in range(1, 4):
-        list(data.train_batches(images, SMALL, 1, epoch, 0, 0))
+        list(data.train_batches(images, SMALL, 1, [epoch], 0, 0))
     assert numpy.array_equal(images.annotations.boxes, before)
 
 
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_processes_share_each_batch(images, monkeypatch, num_processes):
-    whole = list(data.train_batches(images, SMALL, 1, 1, 0, 0))
+    whole = list(data.train_batches(images, SMALL, 1, [1], 0, 0))
     order = [n for numbers, _ in data.eval_batches(images, SMALL, 0) for n in numbers.tolist()]
     assert order == list(range(19))
     monkeypatch.setenv("WORLD_SIZE", str(num_processes))
     numbers = []
     for rank in range(num_processes):
         monkeypatch.setenv("RANK", str(rank))
-        for all_, mine in zip(whole, data.train_batches(images, SMALL, 1, 1, 0, 0), strict=True):
+        for all_, mine in zip(whole, data.train_batches(images, SMALL, 1, [1], 0, 0), strict=True):
             part = slice(*share(0, len(all_.images)))
             assert torch.equal(mine.images, all_.images[part])
             num_objects = mine.labels.shape[1]
@@ -124,20 +137,33 @@ def test_a_timing_reads_only_some_images(images):
 
 
 def test_a_batch_moves_to_a_device(images):
-    batch = next(data.train_batches(images, SMALL, 1, 1, 0, 0))
+    batch = next(data.train_batches(images, SMALL, 1, [1], 0, 0))
     moved = batch.to(torch.device("meta"))
     assert {x.device.type for x in (moved.images, moved.boxes, moved.labels)} == {"meta"}
     assert moved.images.shape == batch.images.shape
 
 
 @pytest.mark.parametrize(
-    ("cores", "processes", "given", "expected"),
-    [(2, 1, 0, 0), (1, 1, 0, 0), (3, 1, 0, 2), (16, 1, 0, 4), (16, 8, 0, 0), (2, 1, 3, 3)],
+    ("cores", "processes", "given", "on_cpu", "on_gpu"),
+    [
+        (2, 1, 0, 0, 0),
+        (1, 1, 0, 0, 0),
+        (3, 1, 0, 2, 2),
+        (16, 1, 0, 4, 15),
+        (64, 1, 0, 4, 16),
+        (64, 8, 0, 4, 7),
+        (16, 8, 0, 0, 0),
+        (2, 1, 3, 3, 3),
+    ],
 )
-def test_workers_are_as_many_as_cores_are_left(monkeypatch, cores, processes, given, expected):
+def test_workers_are_as_many_as_cores_are_left(
+    monkeypatch, cores, processes, given, on_cpu, on_gpu
+):
     monkeypatch.setattr(data, "num_cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert data.num_workers(RunOptions(num_workers=given)) == expected
+    for device, expected in (("cpu", on_cpu), ("cuda", on_gpu)):
+        found = data.num_workers(RunOptions(num_workers=given), torch.device(device))
+        assert found == expected
 
 
 ORPHANS = """
@@ -145,7 +171,7 @@ import dataclasses, os, sys, torch
 from pathlib import Path
 from single_stage_detector import data
 from single_stage_detector.tests.data_checks import SMALL, write_photos
-batches = data.train_batches(write_photos(Path(sys.argv[1]), 19), SMALL, 1, 1, 0, 2)
+batches = data.train_batches(write_photos(Path(sys.argv[1]), 19), SMALL, 1, [1], 0, 2)
 next(batches)
 children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 print(*children, flush=True)
@@ -211,7 +237,7 @@ def test_a_damaged_image_is_named_in_one_line(images, damage, num_workers):
     else:
         path.write_bytes(damage(data_checks.encode(data_checks.photo(64, 64), "JPEG")))
     for batches in (
-        data.train_batches(images, SMALL, 1, 1, 0, num_workers),
+        data.train_batches(images, SMALL, 1, [1], 0, num_workers),
         data.eval_batches(images, SMALL, num_workers),
     ):
         with pytest.raises(UsageError) as error:
@@ -341,7 +367,7 @@ def test_made_up_photos_are_like_cocos():
     assert 100_000 < numpy.mean([len(encoded) for encoded in images.made_up]) < 250_000
     assert eval_images.ground_truth is not None
     assert len(eval_images.ground_truth["categories"]) == 80
-    batch = next(data.train_batches(images, config, 1, 1, 0, 0))
+    batch = next(data.train_batches(images, config, 1, [1], 0, 0))
     assert batch.images.shape == (32, 3, 300, 300)
 
 

@@ -196,7 +196,7 @@ MUTATIONS = {
     ),
     "the same augmentation in each epoch": Mutation(
         data,
-        'derive_seed(self.seed, "augmentation", self.epoch, index)',
+        'derive_seed(self.seed, "augmentation", epoch, index)',
         'derive_seed(self.seed, "augmentation", index)',
         data_checks.check_batches,
     ),
@@ -208,8 +208,8 @@ MUTATIONS = {
     ),
     "the last, smaller batch dropped": Mutation(
         data,
-        "first_step * config.batch_size, images.num_images,",
-        "first_step * config.batch_size, images.num_images - 3,",
+        "first_step * batch_size, num_images,",
+        "first_step * batch_size, num_images - 3,",
         data_checks.check_batches,
     ),
     "evaluation drops the last, smaller batch": Mutation(

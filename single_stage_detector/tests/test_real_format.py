@@ -66,7 +66,7 @@ def test_photos_are_read_and_become_batches(shared_coco):
     options = RunOptions(data_dir=shared_coco)
     data.check_files(PHOTOS, options)
     train_images, eval_images = data.load(PHOTOS, options)
-    batches = list(data.train_batches(train_images, PHOTOS, 1, 1, 0, 1))
+    batches = list(data.train_batches(train_images, PHOTOS, 1, [1], 0, 1))
     assert [len(batch.images) for batch in batches] == [32, 32, 16]
     for batch in batches:
         assert batch.images.shape[1:] == (3, 300, 300)
