@@ -216,8 +216,8 @@ def read_result(
 
 
 def check_same_work(runs: Sequence[Mapping[str, Any]], programs: Mapping[str, Program]) -> None:
-    """Raises UsageError where the last runs of ours and of a peer state unlike facts."""
-    last = {run["side"]: run["facts"] for run in runs}
+    """Raises UsageError where runs of ours and of a peer from the last seed state unlike facts."""
+    last = {run["side"]: run["facts"] for run in runs if run["seed"] == runs[-1]["seed"]}
     ours = last.pop(OURS, None)
     for side, facts in last.items() if ours else ():
         for name, value in facts.items():

@@ -293,6 +293,14 @@ def test_unlike_work_of_any_peer_is_refused(bench: Bench) -> None:
         bench.run(2)
 
 
+def test_work_may_differ_from_seed_to_seed(bench: Bench) -> None:
+    for side in (OURS, PEER):
+        bench.set(side, extra="facts['objects'] = sys.argv[-1]\nprint(json.dumps(result))")
+    bench.run(2)
+    runs = json.loads(bench.path.read_text())["runs"]
+    assert [run["facts"]["objects"] for run in runs] == ["5", "5", "6", "6"]
+
+
 def test_a_fact_that_ours_does_not_state_is_refused(bench: Bench) -> None:
     bench.set(PEER, extra="facts['layers'] = 3\nprint(json.dumps(result))")
     with pytest.raises(UsageError, match=r"layers is not stated in ours and 3 in Other 1\.0"):
@@ -1008,7 +1016,10 @@ def test_ours_states_the_same_facts(tmp_path: Path) -> None:
     measures = recommendation.COMPARISON.measures
     with pairs._on_cores(pairs.choose_cores(1)):  # ours takes as many threads as cores
         run = pairs.run_once(program, 1, measures, THREADS, tmp_path / "log.txt")
-    runs = [{"side": OURS, "facts": run["facts"]}, {"side": PEER, "facts": FACTS}]
+    runs = [
+        {"side": OURS, "seed": 1, "facts": run["facts"]},
+        {"side": PEER, "seed": 1, "facts": FACTS},
+    ]
     pairs.check_same_work(runs, {OURS: program, PEER: Program("RecBole", ())})
     assert run["measures"]["time_to_target_s"] is None
     assert run["measures"]["train_examples_per_s"] is None
