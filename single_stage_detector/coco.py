@@ -8,7 +8,7 @@ Source: v0.5's coco.py; https://cocodataset.org/#format-data.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,15 @@ import numpy
 from numpy.typing import NDArray
 
 from harness.errors import UsageError
+
+FIELDS = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+"""What must be there of each."""
+METRIC_FIELDS = {"annotations": ("area", "iscrowd")}
+"""What the metric reads too."""
 
 FloatArray = NDArray[numpy.float32]
 IntArray = NDArray[numpy.int64]
@@ -80,6 +89,7 @@ def parse(content: Mapping[str, Any], num_classes: int, source: str) -> Annotati
     file contradicts itself or has another number of categories than num_classes - 1.
     """
     categories = content["categories"]
+    check_fields(content, source, FIELDS)
     if len(categories) != num_classes - 1:
         cause = f"{source} has {len(categories)} categories, not {num_classes - 1}"
         raise UsageError(f"{cause}; is it this preset's?")
@@ -91,8 +101,8 @@ def parse(content: Mapping[str, Any], num_classes: int, source: str) -> Annotati
         try:
             label = label_of[annotation["category_id"]]
             objects[annotation["image_id"]].append((annotation["bbox"], label))
-        except KeyError as error:
-            cause = f"{source}: annotation {annotation.get('id')} lacks or misnames {error}"
+        except (KeyError, TypeError) as error:
+            cause = f"{source}: annotation {annotation['id']} misnames {error}"
             raise UsageError(f"{cause}; run verify_dataset.sh") from error
     images = [image for image in content["images"] if objects[image["id"]]]
     sizes = numpy.array([(image["width"], image["height"]) for image in images], numpy.int64)
@@ -113,6 +123,18 @@ def parse(content: Mapping[str, Any], num_classes: int, source: str) -> Annotati
         category_ids=tuple(category["id"] for category in categories),
         category_names=tuple(str(category["name"]) for category in categories),
     )
+
+
+def check_fields(
+    content: Mapping[str, Any], source: str, fields: Mapping[str, Sequence[str]]
+) -> None:
+    """Raises UsageError naming what an image, an annotation or a category lacks."""
+    for part, names in fields.items():
+        for number, record in enumerate(content[part]):
+            for name in names:
+                if not isinstance(record, dict) or name not in record:
+                    cause = f"{source}: {name!r} is missing of {part} number {number + 1}"
+                    raise UsageError(f"{cause}; run verify_dataset.sh")
 
 
 def to_relative_corners(boxes: list[list[float]], sizes: IntArray) -> FloatArray | None:

@@ -53,7 +53,7 @@ class Config:
     num_train_images: tyro.conf.Suppress[int] = 117_266
     """Training images with an annotation; an epoch has each once."""
     num_eval_images: tyro.conf.Suppress[int] = 4_952
-    """Validation images with an annotation; the metric counts the 48 others' absence too."""
+    """Validation images with an annotation; the 48 others are not looked at."""
 
     input_size: int = 300
     """Side of the square that the network sees, in pixels."""
@@ -90,7 +90,7 @@ class Config:
     crop_probability: float = 1.0
     """Part of the training images to which the crop's options are put at all."""
     crop_trials: int = 1
-    """Crops tried before another option is drawn; 50 in the paper's code and in v0.5's first."""
+    """Crops tried before another option is drawn; 50 in the paper's code."""
 
     batch_size: int = 32
     """Training images in a step, over all processes."""
@@ -151,16 +151,16 @@ def check_values(config: Config) -> None:
             option, given = name.replace("_", "-"), " ".join(map(str, numbers))
             raise UsageError(f"{name} is {given}; give --{option} numbers that grow, from 0 on")
     if config.evaluation_epochs:
-        first, option = config.evaluation_epochs[0], "evaluation_epochs"
-        is_within = 1 <= first <= config.max_epochs
+        first, option, least = config.evaluation_epochs[0], "evaluation_epochs", 1
+        most = config.max_epochs
     elif config.evaluation_iterations:
-        first, option = config.evaluation_iterations[0], "evaluation_iterations"
-        is_within = first < config.max_epochs * config.num_train_images / config.base_batch_size
+        first, option, least = config.evaluation_iterations[0], "evaluation_iterations", 0
+        most = config.max_epochs * config.num_train_images // config.base_batch_size - 1
     else:
         raise UsageError("no evaluation is asked for; give --evaluation-epochs")
-    if not is_within:
-        cause = f"{option} begin with {first}"
-        raise UsageError(f"{cause}; give a first one from 1 to max_epochs, {config.max_epochs}")
+    if not least <= first <= most:
+        cause = f"{option} begin with {first}, and max_epochs {config.max_epochs} end at {most}"
+        raise UsageError(f"{cause}; give a first one from {least} on, or more --max-epochs")
     if not 0 <= config.crop_probability <= 1:
         raise UsageError(f"crop_probability is {config.crop_probability}; give 0 to 1")
     if not (0 < config.base_learning_rate < math.inf and 0 <= config.momentum < 1):

@@ -31,10 +31,18 @@ from harness.options import RunOptions
 from harness.prepared import be_a_worker
 from harness.seeds import derive_seed
 from harness.system import num_cores
-from harness.torch_support import share
+from harness.torch_support import num_processes, share
 from single_stage_detector import shapes
 from single_stage_detector.augmentation import augment, prepare_for_evaluation
-from single_stage_detector.coco import Annotations, FloatArray, IntArray, parse, read_instances
+from single_stage_detector.coco import (
+    METRIC_FIELDS,
+    Annotations,
+    FloatArray,
+    IntArray,
+    check_fields,
+    parse,
+    read_instances,
+)
 from single_stage_detector.config import Config
 from single_stage_detector.prepare import is_prepared
 
@@ -46,7 +54,9 @@ MAX_DEFAULT_WORKERS = {"cpu": 4, "cuda": 16}
 DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for files that are missing, cut or changed."""
 EVALUATION_BATCHES = 4
-"""An evaluation batch has as many images as so many training batches."""
+"""A process's evaluation batch has as many images as its share of so many training batches..."""
+MAX_EVALUATION_BATCH = 128
+"""... but no more than this: one loader process makes the whole of it."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,10 @@ def load(config: Config, options: RunOptions) -> tuple[Images, Images]:
         if annotations.num_images != count:
             cause = f"{path} has {annotations.num_images} images with an object, not {count}"
             raise UsageError(f"{cause}; run single_stage_detector/verify_dataset.sh")
-        ground_truth = content if split == "val2017" else None
+        ground_truth = None
+        if split == "val2017":
+            check_fields(content, str(path), METRIC_FIELDS)
+            ground_truth = content
         splits.append(Images(annotations, folder / split, ground_truth=ground_truth))
     return splits[0], splits[1]
 
@@ -269,7 +282,8 @@ def eval_batches(
     """
     count = images.num_images if max_images is None else min(max_images, images.num_images)
     mine = list(range(*share(0, count)))
-    size = EVALUATION_BATCHES * config.batch_size
+    size = EVALUATION_BATCHES * math.ceil(config.batch_size / num_processes())
+    size = min(size, MAX_EVALUATION_BATCH)
     places = [mine[start : start + size] for start in range(0, len(mine), size)]
     return read_all(EvalExamples(images, config), places, num_workers, collate_for_evaluation)
 

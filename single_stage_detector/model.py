@@ -9,6 +9,7 @@ for Image Recognition" (2016), table 1; v0.5's choice of stages and strides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +126,13 @@ def _extra_layer(num_inputs: int, layer: ExtraLayer, batch_norm: bool) -> nn.Seq
 
 def normalize_pixels(images: Tensor) -> Tensor:
     """Pixels of 0 to 255 [B, 3, S, S] as the backbone was trained on them: float32, centred."""
-    means = torch.tensor(PIXEL_MEANS, device=images.device).view(1, 3, 1, 1)
-    deviations = torch.tensor(PIXEL_DEVIATIONS, device=images.device).view(1, 3, 1, 1)
-    return (images.float() / 255 - means) / deviations
+    pixels = images.float()
+    means, deviations = _pixel_constants(pixels.device, pixels.dtype)
+    return (pixels / 255 - means) / deviations
+
+
+@cache
+def _pixel_constants(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Means and deviations [1, 3, 1, 1], copied to a GPU once: each copy would make it wait."""
+    means, deviations = torch.tensor([PIXEL_MEANS, PIXEL_DEVIATIONS], dtype=dtype, device=device)
+    return means.view(1, 3, 1, 1), deviations.view(1, 3, 1, 1)

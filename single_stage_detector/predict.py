@@ -166,7 +166,7 @@ def draw(image: Image.Image, objects: Sequence[Found], path: Path) -> None:
     font = ImageFont.load_default(max(12, max(picture.size) // 45))
     for each in reversed(objects):  # the surest last, above the others
         # Colours that are far apart for labels that are near each other.
-        colour = ImageColor.getrgb(f"hsv({each.label * 222 % 360}, 100%, 95%)")
+        colour = ImageColor.getrgb(f"hsv({each.label * 223 % 360}, 100%, 95%)")
         left, top, right, bottom = (side * scale for side in each.corners)
         canvas.rectangle((left, top, right, bottom), outline=colour, width=line_width)
         text = f"{each.name} {each.score:.2f}"

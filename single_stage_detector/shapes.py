@@ -6,8 +6,7 @@ polygon; COCO's own mask code rasterises it, the pixels are painted through that
 area come from it.
 
 All draws and colours are whole numbers from generators whose streams NumPy has frozen, so that a
-set is the same on every machine. object_detection keeps a copy of this file; a test holds both to
-one digest.
+set is the same on every machine.
 """
 
 from __future__ import annotations

@@ -62,10 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
 def train(config: Config, options: RunOptions) -> int:
     """Train one model to the target of `config`; returns the exit status.
 
-    Raises UsageError, with nothing written, where the options, the device or the data are wrong.
+    Raises UsageError, with nothing written, where the options or the device are wrong or data is
+    missing.
     """
     check_values(config)
-    check_batches(config)
+    check_sizes(config)
     device = torch_support.choose_device(options)
     data.check_files(config, options)
     num_workers = data.num_workers(options, device)
@@ -126,8 +127,10 @@ def train(config: Config, options: RunOptions) -> int:
 
         def evaluate_if_due(epoch: int, next_epoch: int, next_step: int) -> bool:
             """Evaluate where this step asks for it; returns whether training is over."""
-            if run.step not in evaluations or run.step in {e["step"] for e in run.evaluations}:
+            if run.step not in evaluations:
                 return False
+            if run.step in {e["step"] for e in run.evaluations}:  # before an interruption
+                return run.step == evaluations[-1]
             run.eval_start(epoch)
             quality = evaluate(model, eval_images, config, device, num_workers)
             reached = run.eval_stop(epoch, quality)
@@ -204,11 +207,14 @@ def train(config: Config, options: RunOptions) -> int:
     return run.exit_status
 
 
-def check_batches(config: Config) -> None:
-    """Raises UsageError where a process would find too few images in a batch.
+def check_sizes(config: Config) -> None:
+    """Raises UsageError where a map would have no cell, or a process too few images in a batch.
 
     Batch normalisation of a map of one cell needs two images to have a variance.
     """
+    if min(map_sizes(config.input_size, config.extra_layers)) < 1:
+        cause = f"input_size {config.input_size} leaves nothing for the last of the extra layers"
+        raise UsageError(f"{cause}; give a larger --input-size")
     least = 2 if config.extra_batch_norm else 1
     last = config.num_train_images % config.batch_size or config.batch_size
     smallest = min(config.batch_size, last)

@@ -185,7 +185,7 @@ def check_crop() -> None:
 def check_cut_out() -> None:
     """Spec 1.4, 1d: centres decide, boxes are clipped and rescaled, pixels rounded down."""
     image = photo(101, 67)
-    crop = (0.1, 0.2, 0.695, 0.9)
+    crop = (0.107, 0.213, 0.6995, 0.9)  # 10.8, 14.3, 70.6 and 60.3 pixels
     boxes = numpy.array(
         [
             [0.0, 0.1, 0.5, 0.6],  # clipped at left and top
@@ -198,12 +198,12 @@ def check_cut_out() -> None:
     )
     labels = numpy.array([5, 6, 7, 8, 9])
     cut, found, kept = augmentation.cut_out(image, boxes, labels, crop)
-    left, top, right, bottom = int(10.1), int(13.4), int(70.195), int(60.3)
+    left, top, right, bottom = 10, 14, 70, 60
     expected = numpy.asarray(image)[top:bottom, left:right]
     assert numpy.array_equal(numpy.asarray(cut), expected)
     assert kept.tolist() == [5, 6, 8, 9]
     for ours, box in zip(found.tolist(), boxes[[0, 1, 3, 4]].tolist(), strict=True):
-        for axis, (low, high) in enumerate(((0.1, 0.695), (0.2, 0.9))):
+        for axis, (low, high) in enumerate(((0.107, 0.6995), (0.213, 0.9))):
             for side in (axis, axis + 2):
                 relative = (min(max(box[side], low), high) - low) / (high - low)
                 assert math.isclose(ours[side], relative, abs_tol=1e-6)

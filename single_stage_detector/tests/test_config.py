@@ -11,7 +11,7 @@ from harness.errors import UsageError
 from harness.options import parse_command_line
 from single_stage_detector.config import MINI, PRESETS, REFERENCE, TINY, Config, check_values
 from single_stage_detector.schedule import decay_steps, evaluation_steps
-from single_stage_detector.train import check_batches
+from single_stage_detector.train import check_sizes
 
 
 def test_the_reference_is_v0_5s_recipe():
@@ -66,7 +66,7 @@ def test_every_preset_goes_by_its_name_and_can_be_trained():
     }
     for config in (REFERENCE, MINI, TINY):
         check_values(config)
-        check_batches(config)
+        check_sizes(config)
         assert config.epochs_to_target <= config.max_epochs
         steps_per_epoch = math.ceil(config.num_train_images / config.batch_size)
         last_step = evaluation_steps(config, steps_per_epoch)[-1]
@@ -120,6 +120,11 @@ def test_a_value_that_no_training_can_be_made_of_is_one_line(name, value):
     assert "\n" not in message
     assert "; " in message
     assert name in message or "evaluation" in name
+
+
+def test_an_input_too_small_for_the_layers_is_one_line():
+    with pytest.raises(UsageError, match=r"input_size 200 leaves nothing .*; give a larger"):
+        check_sizes(dataclasses.replace(REFERENCE, input_size=200))
 
 
 def test_other_fields_can_be_given_on_the_command_line():

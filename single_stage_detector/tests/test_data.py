@@ -129,6 +129,21 @@ def test_processes_share_each_batch(images, monkeypatch, num_processes):
     assert len(numbers) == 19
 
 
+def test_an_evaluation_batch_is_a_few_of_a_process_and_no_more_than_a_loader_can_make(
+    images, monkeypatch
+):
+    def sizes(batch_size):
+        config = dataclasses.replace(SMALL, batch_size=batch_size)
+        return [len(numbers) for numbers, _ in data.eval_batches(images, config, 0)]
+
+    assert sizes(2) == [8, 8, 3]
+    monkeypatch.setattr(data, "MAX_EVALUATION_BATCH", 10)
+    assert sizes(16) == [10, 9]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert sizes(2) == [4, 4, 2]
+
+
 def test_a_timing_reads_only_some_images(images):
     batches = list(data.eval_batches(images, SMALL, 0, max_images=5))
     assert [numbers.tolist() for numbers, _ in batches] == [[0, 1, 2, 3, 4]]

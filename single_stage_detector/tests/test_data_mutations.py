@@ -129,7 +129,7 @@ MUTATIONS = {
     "pixels rounded to the nearest": Mutation(
         augmentation,
         "int(right * image.width)",
-        "round(right * image.width + 0.5)",
+        "round(right * image.width)",
         data_checks.check_cut_out,
     ),
     # --- mirror, size, colours ---

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from unittest import mock
 
 import numpy
@@ -13,6 +16,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from harness.options import REPOSITORY
 from single_stage_detector import coco, data, evaluate, loss, shapes
 from single_stage_detector.config import MINI, TINY
 from single_stage_detector.default_boxes import DefaultBoxes
@@ -281,6 +285,50 @@ def test_each_image_counts_once_over_any_batches_and_processes(monkeypatch):
         with as_process(0, num_processes):
             monkeypatch.setattr(torch.distributed, "gather_object", gather_object)
             assert numpy.array_equal(evaluate.gather(parts[0]), alone)
+
+
+GATHER = """
+import sys, torch
+from torch import distributed
+from harness import torch_support
+from single_stage_detector import data, evaluate
+from single_stage_detector.config import TINY
+from single_stage_detector.tests.test_evaluate import CPU, Seeing
+torch_support.set_up(CPU, 1)
+images = data.make_up(TINY, "val2017")
+found = evaluate.gather(evaluate.detect_objects(Seeing(TINY), images, TINY, CPU, 0))
+if torch_support.rank() == 0:
+    torch.save(torch.from_numpy(found), sys.argv[1])
+distributed.destroy_process_group()
+"""
+
+
+def test_two_real_processes_find_the_same(tmp_path):
+    """Over gloo, as training does."""
+    script, found = tmp_path / "gather.py", tmp_path / "found.pt"
+    script.write_text(GATHER)
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *launcher, script, found]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    images = data.make_up(TINY, "val2017")
+    alone = evaluate.detect_objects(Seeing(TINY), images, TINY, CPU, 0)
+    both = torch.load(found, weights_only=True).numpy()
+    assert both.shape == alone.shape
+    assert numpy.allclose(both, alone, rtol=0, atol=1e-4)
+    assert numpy.array_equal(both[:, [0, 6]], alone[:, [0, 6]])
+
+
+def test_an_error_while_looking_is_no_missing_object():
+    images = data.make_up(TINY, "val2017")
+
+    class Failing(Knowing):
+        def forward(self, _):
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate.evaluate(Failing(images, TINY), images, TINY, CPU, 0)
 
 
 def test_only_the_first_process_computes_and_all_return_its_numbers(monkeypatch):
