@@ -173,7 +173,6 @@ def test_help_needs_no_data():
         (["tiny", "--num-workers", "-1"], ["--num-workers"]),
         (["tiny", "--batch-size", "0"], ["batch_size is 0"]),
         (["tiny", "--batch-size", "59"], ["a batch of 1 images"]),
-        (["tiny", "--input-size", "8"], ["input_size 8", "a larger --input-size"]),
         (["tiny", "--evaluation-epochs", "11"], ["evaluation_epochs", "max_epochs 9"]),
         (["tiny", "--evaluation-iterations", "5", "5"], ["evaluation_iterations is 5 5"]),
         (["tiny", "--device", "cuda"], ["no GPU", "--device cpu"]),
