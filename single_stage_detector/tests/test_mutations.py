@@ -206,8 +206,8 @@ MUTATIONS = {
     ),
     "mean in the wrong order": Mutation(
         model,
-        "torch.tensor(PIXEL_MEANS, ",
-        "torch.tensor(PIXEL_MEANS[::-1], ",
+        "torch.tensor([PIXEL_MEANS, ",
+        "torch.tensor([PIXEL_MEANS[::-1], ",
         checks.check_forward,
     ),
     "He's values in the heads": Mutation(
