@@ -332,19 +332,20 @@ dataset_interrupted() {
 }
 
 # dataset_run COMMAND...: runs it with its stdout and stderr into dataset_output. A command in the
-# foreground would hold back bash's traps until it ends; while bash reads, a signal is served at once.
+# foreground would hold back bash's traps until it ends; while bash waits, a signal is served at once.
+# A process substitution in place of the file would do, but bash 5.2 now and then loses its status.
 dataset_run() {
-  local pipe line status=0
-  dataset_output=
-  exec {pipe}< <(exec "$@" 2>&1 </dev/null)
+  local file status=0
+  if [[ -z ${dataset_capture:-} ]]; then
+    file=$(mktemp) || dataset_fail 2 "cannot make a temporary file" "make room or set TMPDIR"
+    exec {dataset_capture}<>"$file"
+    rm -- "$file"
+  fi
+  "$@" >"/proc/self/fd/$dataset_capture" 2>&1 </dev/null &
   dataset_child=$!
-  while IFS= read -r line <&"$pipe" || [[ -n $line ]]; do
-    dataset_output+=$line$'\n'
-  done
-  exec {pipe}<&-
   wait "$dataset_child" || status=$?
   dataset_child=
-  dataset_output=${dataset_output%$'\n'}
+  dataset_output=$(<"/proc/self/fd/$dataset_capture")
   return "$status"
 }
 
