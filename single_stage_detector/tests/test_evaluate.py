@@ -288,36 +288,39 @@ def test_each_image_counts_once_over_any_batches_and_processes(monkeypatch):
 
 
 GATHER = """
-import sys, torch
+import os, sys
+from pathlib import Path
+import numpy
 from torch import distributed
 from harness import torch_support
 from single_stage_detector import data, evaluate
 from single_stage_detector.config import TINY
 from single_stage_detector.tests.test_evaluate import CPU, Seeing
 torch_support.set_up(CPU, 1)
-images = data.make_up(TINY, "val2017")
-found = evaluate.gather(evaluate.detect_objects(Seeing(TINY), images, TINY, CPU, 0))
+images, model = data.make_up(TINY, "val2017"), Seeing(TINY)
+mine = evaluate.detect_objects(model, images, TINY, CPU, 0)
+both = evaluate.gather(mine)
+data.share = lambda start, size: (start, start + size)
+alone = evaluate.detect_objects(model, images, TINY, CPU, 0)
+assert 0 < len(mine) < len(alone)
 if torch_support.rank() == 0:
-    torch.save(torch.from_numpy(found), sys.argv[1])
-distributed.destroy_process_group()
+    assert numpy.array_equal(both, alone)
+    Path(sys.argv[1]).write_text(str(len(both)))
+distributed.barrier()
+os._exit(0)  # taking the group down by hand can deadlock on Python's lock (PyTorch 2.7)
 """
 
 
 def test_two_real_processes_find_the_same(tmp_path):
     """Over gloo, as training does."""
-    script, found = tmp_path / "gather.py", tmp_path / "found.pt"
+    script, count = tmp_path / "gather.py", tmp_path / "count.txt"
     script.write_text(GATHER)
     launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *launcher, script, found]
+    command = [sys.executable, "-m", *launcher, script, count]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
-    images = data.make_up(TINY, "val2017")
-    alone = evaluate.detect_objects(Seeing(TINY), images, TINY, CPU, 0)
-    both = torch.load(found, weights_only=True).numpy()
-    assert both.shape == alone.shape
-    assert numpy.allclose(both, alone, rtol=0, atol=1e-4)
-    assert numpy.array_equal(both[:, [0, 6]], alone[:, [0, 6]])
+    assert int(count.read_text()) > 5 * data.make_up(TINY, "val2017").num_images
 
 
 def test_an_error_while_looking_is_no_missing_object():
