@@ -38,6 +38,7 @@ unset UNZIP UNZIPOPT ZIPINFO ZIPINFOOPT TAR_OPTIONS
 DATASET_ATTEMPTS=5        # tries in a row that bring no new byte, before a fetch is given up
 DATASET_LONGEST_WAIT_S=60 # the wait between two tries doubles up to this
 dataset_child=            # process that dataset_run waits for, ended by a signal
+dataset_capture=          # file descriptor that dataset_run writes what a command says to
 dataset_made_folder=      # set where DATA_DIR is ours, so that a failed start leaves no empty folder
 dataset_locked=
 
@@ -336,7 +337,7 @@ dataset_interrupted() {
 # A process substitution in place of the file would do, but bash 5.2 now and then loses its status.
 dataset_run() {
   local file status=0
-  if [[ -z ${dataset_capture:-} ]]; then
+  if [[ -z $dataset_capture ]]; then
     file=$(mktemp) || dataset_fail 2 "cannot make a temporary file" "make room or set TMPDIR"
     exec {dataset_capture}<>"$file"
     rm -- "$file"

@@ -133,7 +133,7 @@ def check_fields(
         for number, record in enumerate(content[part]):
             for name in names:
                 if not isinstance(record, dict) or name not in record:
-                    cause = f"{source}: {name!r} is missing of {part} number {number + 1}"
+                    cause = f"{source}: number {number + 1} of its {part} lacks {name!r}"
                     raise UsageError(f"{cause}; run verify_dataset.sh")
 
 

@@ -155,7 +155,8 @@ def check_values(config: Config) -> None:
         most = config.max_epochs
     elif config.evaluation_iterations:
         first, option, least = config.evaluation_iterations[0], "evaluation_iterations", 0
-        most = config.max_epochs * config.num_train_images // config.base_batch_size - 1
+        num_images = config.max_epochs * config.num_train_images
+        most = math.ceil(num_images / config.base_batch_size) - 1
     else:
         raise UsageError("no evaluation is asked for; give --evaluation-epochs")
     if not least <= first <= most:

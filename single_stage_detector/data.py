@@ -54,9 +54,9 @@ MAX_DEFAULT_WORKERS = {"cpu": 4, "cuda": 16}
 DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for files that are missing, cut or changed."""
 EVALUATION_BATCHES = 4
-"""A process's evaluation batch has as many images as its share of so many training batches..."""
+"""An evaluation batch has as many images as a process's share of so many training batches has."""
 MAX_EVALUATION_BATCH = 128
-"""... but no more than this: one loader process makes the whole of it."""
+"""Images of an evaluation batch at most: one loader process makes the whole of it."""
 
 
 @dataclass(frozen=True)

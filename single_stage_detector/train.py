@@ -179,7 +179,7 @@ def train(config: Config, options: RunOptions) -> int:
 
                 # A look at what happened: losses, progress, checkpoint, signals. All processes
                 # look at the same steps, together; the first alone writes. The first step of an
-                # epoch has a look of its own, so that filling the buffers is not in its pace.
+                # epoch has a look of its own, so that starting the loaders is not in the pace.
                 num_steps = run.step + len(losses)
                 is_last = step + 1 == steps_per_epoch or num_steps == options.num_steps
                 is_last = is_last or num_steps in evaluations

@@ -68,7 +68,7 @@ def test_another_number_of_categories_is_refused():
         ("image_id", 12345, "annotation 2 misnames 12345"),
         ("category_id", 2, "annotation 2 misnames 2"),
         ("image_id", [1], "annotation 2 misnames unhashable"),
-        ("bbox", None, "'bbox' is missing of annotations number 2"),
+        ("bbox", None, "number 2 of its annotations lacks 'bbox'"),
         ("bbox", [1, 2, 3], "a box that is not four numbers"),
         ("bbox", [1, 2, 3, "wide"], "a box that is not four numbers"),
         ("bbox", [1, 2, 3, float("nan")], "a box that is not four numbers"),
@@ -93,7 +93,7 @@ def test_a_file_that_contradicts_itself_is_refused(field, value, words):
 def test_a_field_that_is_missing_is_named(part, field):
     content = copy.deepcopy(CONTENT)
     del content[part][0][field]
-    with expect_refusal(f"file: '{field}' is missing of {part} number 1; run verify_dataset.sh"):
+    with expect_refusal(f"file: number 1 of its {part} lacks '{field}'; run verify_dataset.sh"):
         parse(content, 4, "file")
 
 

@@ -305,7 +305,10 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 def test_two_processes_equal_one_that_takes_halves(tmp_path):
-    """Losses, weights and running statistics within 1e-5."""
+    """Losses, weights and running statistics within 1e-5, and evaluations within 1e-2.
+
+    That the processes' detections are gathered whole is a test of test_evaluate.py.
+    """
     one, two, status = tmp_path / "one", tmp_path / "two", tmp_path / "status"
     # Adam would make large steps of rounding, where a gradient is next to nothing.
     options = ("--target", "2", "--max-epochs", "2", "--optimizer", "sgd")
@@ -326,6 +329,11 @@ def test_two_processes_equal_one_that_takes_halves(tmp_path):
         assert torch.allclose(value.double(), expected[name].double(), rtol=0, atol=1e-5), name
     first, second = record_of(one), record_of(two)
     assert len(first["evaluations"]) == len(second["evaluations"]) == 1
+    (quality,), (other) = (
+        [evaluation["quality"] for evaluation in record["evaluations"]]
+        for record in (first, second)
+    )
+    assert other[0] == pytest.approx(quality, abs=1e-2)
     assert first["num_examples"] == second["num_examples"] == 60 + 4 * 8
     assert_right_log(only_run(two), done.stdout, tmp_path)
 
