@@ -82,6 +82,11 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         asking = ("version", "info", "json", "wait", "attach")
         return [what for _, what, _, _ in self.calls if what not in asking]
 
+    def handle_error(self, request, client_address):
+        """Say nothing where the client hung up, which is its right: stderr is what is tested."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
