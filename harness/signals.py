@@ -31,6 +31,11 @@ class StopSignal:
         signal.set_wakeup_fd(writer.fileno())
         self._previous = {number: signal.signal(number, _ignore) for number in SIGNALS}
         threading.Thread(target=self._listen, daemon=True).start()
+        os.register_at_fork(
+            before=_hold_signals,
+            after_in_parent=_let_signals_through,
+            after_in_child=self._leave_to_parent,
+        )
 
     def close(self) -> None:
         """The run has ended by itself: no deadline any more, signals as they were before."""
@@ -38,6 +43,17 @@ class StopSignal:
         signal.set_wakeup_fd(-1)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def _leave_to_parent(self) -> None:
+        """In a process forked by the run, for instance one that loads data: the run ends it.
+
+        It neither wakes the run by a signal of its own nor gets those for the run's whole group, as
+        torchrun sends them.
+        """
+        if not self._finished.is_set():
+            signal.set_wakeup_fd(-1)
+            os.setpgrp()
+        _let_signals_through()
 
     def _listen(self) -> None:
         number = self._next_signal(None)
@@ -59,3 +75,11 @@ class StopSignal:
 
 def _ignore(number: int, frame: object) -> None:
     """Python-level handler: the wake-up socket has told the thread already."""
+
+
+def _hold_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _let_signals_through() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
