@@ -1,0 +1,402 @@
+"""The real entry points in subprocesses, on the tiny preset: contract, kill and resume, faults."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from object_detection import train
+from tests import benchmark_runs
+from tests.benchmark_runs import (
+    TIME,
+    Benchmark,
+    assert_right_log,
+    assert_speed,
+    assert_usage_error,
+    finish,
+    last_run,
+    loss_values,
+    losses,
+    only_run,
+    record_of,
+    run,
+    start,
+)
+
+DETECTOR = Benchmark("object_detection")
+NEVER_REACHED = ("--target", "2/2", "--max-iterations", "20", "--checkpoint-interval-s", "0.02")
+NEVER_REACHED += ("--first-evaluation", "1")
+STEPS_PER_EPOCH = 8
+"""Of the tiny preset."""
+NUM_STEPS = 20
+"""Of a run that never reaches its target: it evaluates after steps 8 and 16, ends of epochs, and
+after 20, and then no more."""
+
+
+def state(folder):
+    """Weights of a run's last checkpoint."""
+    path = max(folder.glob("checkpoints/*.pt"))
+    return torch.load(path, weights_only=True)["model"]
+
+
+def assert_same_training(folder, expected):
+    """Losses and last state, bit for bit."""
+    assert losses(folder) == losses(expected)
+    ours, others = state(folder), state(expected)
+    assert ours.keys() == others.keys()
+    assert all(torch.equal(value, others[name]) for name, value in ours.items())
+    records = [json.loads((path / "run.json").read_text()) for path in (folder, expected)]
+    one, other = ([(e["step"], e["quality"]) for e in r["evaluations"]] for r in records)
+    assert one == other
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A whole run that never reaches its target, with many checkpoints."""
+    results = tmp_path_factory.mktemp("unbroken")
+    done = DETECTOR.train(results, *NEVER_REACHED)
+    assert done.returncode == 1, done.stderr
+    assert_right_log(only_run(results), done.stdout, results)
+    return only_run(results)
+
+
+# --- contract ---------------------------------------------------------------------------------
+
+
+def test_run_and_time_prints_the_contract(tmp_path):
+    """From another folder, with spaces in every path."""
+    elsewhere = tmp_path / "some where"
+    elsewhere.mkdir()
+    variables = {"PRESET": "tiny", "RESULTS_DIR": "my results", "USER": "ada"}
+    done = run(DETECTOR.script, 3, cwd=elsewhere, **variables)
+    assert done.returncode == 0, done.stderr
+    first, *records, last, result = done.stdout.splitlines()
+    assert re.fullmatch(f"STARTING TIMING RUN AT {TIME}", first)
+    assert all(record.startswith(":::MLLOG {") for record in records)
+    assert re.fullmatch(f"ENDING TIMING RUN AT {TIME}", last)
+    begin = first.removeprefix("STARTING TIMING RUN AT ")
+    folder = only_run(elsewhere / "my results")
+    seconds = json.loads((folder / "run.json").read_text())["run_seconds"]
+    assert result == f"RESULT,object_detection,3,{int(seconds)},ada,{begin}"
+    assert folder.parent == elsewhere / "my results/object_detection/tiny/seed-3"
+    stored = {path.name for path in folder.iterdir()}
+    assert {"log.txt", "losses.csv", "config.json", "system.json", "run.json"} <= stored
+    assert "epoch 3" in done.stderr
+    assert "box_ap_50" in done.stderr
+    assert "mask_ap_50" in done.stderr
+    assert_right_log(folder, done.stdout, tmp_path)
+
+
+def test_a_missed_target_is_aborted_after_the_last_evaluation(tmp_path):
+    """Which lies within an epoch here: nothing is trained that nobody would look at."""
+    options = ("--max-iterations", "27", "--target", "0/2")
+    done = DETECTOR.train(tmp_path, *options)
+    assert done.returncode == 1
+    pattern = r"ABORTED,object_detection,1,\d+,[01]\.\d+/[01]\.\d+,0\.0/2\.0"
+    assert re.fullmatch(pattern, done.stdout.splitlines()[-1])
+    record = record_of(tmp_path)
+    assert record["modified"] == ["quality_targets", "max_iterations"]
+    assert [evaluation["step"] for evaluation in record["evaluations"]] == [24, 27]
+    assert record["num_steps"] == 27
+    assert_right_log(only_run(tmp_path), done.stdout, tmp_path)
+
+
+@pytest.mark.parametrize("target", ["0/0.001", "0.001/0"])
+def test_both_targets_are_needed_and_enough(tmp_path, target):
+    done = DETECTOR.train(tmp_path, "--target", target, "--first-evaluation", "1")
+    assert done.returncode == 0, done.stderr
+    *before, last = (evaluation["quality"] for evaluation in record_of(tmp_path)["evaluations"])
+    box_target, mask_target = map(float, target.split("/"))
+    assert last["box_ap_50"] >= box_target
+    assert last["mask_ap_50"] >= mask_target
+    for quality in before:
+        assert quality["box_ap_50"] < box_target or quality["mask_ap_50"] < mask_target
+
+
+def test_num_steps_prints_throughput_and_an_estimate(tmp_path):
+    """On its own data, and on made-up data where there is none."""
+    own, synthetic = tmp_path / "own", tmp_path / "synthetic"
+    done = DETECTOR.train(own, "--num-steps", "20")
+    assert assert_speed(done) == STEPS_PER_EPOCH
+    assert_right_log(only_run(own), done.stdout, tmp_path)
+    derived = json.loads((only_run(own) / "config.json").read_text())["derived"]
+    assert derived["steps_per_epoch"] == STEPS_PER_EPOCH
+    assert derived["num_trainable_parameters"] == derived["num_parameters"]
+    # Weights, gradients, velocities, and at least the stem's output of every image.
+    assert derived["memory_estimate_bytes"] > 12 * derived["num_parameters"] + 4 * 8 * 32 * 32 * 4
+    options = ("--synthetic-data", "--num-steps", "4", "--data-dir", tmp_path / "none")
+    assert_speed(DETECTOR.train(synthetic, *options, preset="mini"))
+    record = record_of(synthetic)
+    assert (record["status"], record["modified"]) == ("num_steps", ["synthetic_data", "num_steps"])
+
+
+def test_bf16_reaches_the_target_too(tmp_path, unbroken):
+    done = DETECTOR.train(tmp_path, "--precision", "bf16")
+    assert done.returncode == 0, done.stderr
+    first, exact = loss_values(only_run(tmp_path))[0], loss_values(unbroken)[0]
+    # 8 bits: as near as they can be, and not float32 after all.
+    assert first == pytest.approx(exact, rel=0.05)
+    assert abs(first - exact) > 1e-5
+
+
+@pytest.mark.exhaustive
+def test_what_is_compiled_learns_the_same(tmp_path):
+    """Without a smaller batch at the end of an epoch, for which there is a second compilation."""
+    options = ("--batch-size", "5", "--num-steps", "6")
+    runs = []
+    for name, more in (("eager", ()), ("compiled", ("--compile",))):
+        done = DETECTOR.train(tmp_path / name, *options, *more)
+        assert done.returncode == 0, done.stderr
+        runs.append(loss_values(only_run(tmp_path / name)))
+    assert runs[0][:2] == pytest.approx(runs[1][:2], rel=1e-4)
+
+
+def test_help_needs_no_data():
+    module = ("-m", "object_detection.train", "mini", "--help")
+    done = run(sys.executable, *module, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0
+    options = ("--seed", "--base-learning-rate", "--legacy-coords", "--synthetic-data", "--resume")
+    assert [option for option in options if option not in done.stdout] == []
+
+
+# --- wrong use ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tiny", "--learning-rat", "1"], ["--learning-rat"]),
+        (["tiny", "--seed", "one"], ["--seed", "one"]),
+        (["teeny"], ["teeny", "tiny"]),
+        ([], ["preset is missing"]),
+        (["tiny", "--target", "high"], ["target 'high'", "box_ap_50/mask_ap_50"]),
+        (["tiny", "--target", "0.5"], ["target '0.5'", "box_ap_50/mask_ap_50"]),
+        (["tiny", "--num-steps", "0"], ["--num-steps"]),
+        (["tiny", "--num-workers", "-1"], ["--num-workers"]),
+        (["tiny", "--batch-size", "0"], ["batch_size is 0"]),
+        (["tiny", "--max-size", "63"], ["max_size 63", "min_size 64"]),
+        (["tiny", "--decay-iterations", "5", "5"], ["decay_iterations is 5 5"]),
+        (["tiny", "--device", "cuda"], ["no GPU", "--device cpu"]),
+        (["tiny", "--device", "cpu", "--precision", "fp16"], ["fp16"]),
+    ],
+)
+def test_wrong_options_are_one_line(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status = train.main(arguments)
+    output = capsys.readouterr()
+    done = subprocess.CompletedProcess(arguments, status, output.out, output.err)
+    assert_usage_error(done, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data(tmp_path):
+    data, results = tmp_path / "data", tmp_path / "results"
+    done = run(DETECTOR.script, PRESET="reference", DATA_DIR=data, RESULTS_DIR=results)
+    assert_usage_error(done, "R-50.pkl", "download_dataset.sh")
+    done = DETECTOR.train(results, "--data-dir", data, preset="mini")
+    assert_usage_error(done, "object_detection.prepare mini")
+    assert not results.exists()
+
+
+# --- reproducibility ----------------------------------------------------------------------------
+
+
+def test_the_same_seed_twice_is_bitwise_the_same(tmp_path, unbroken):
+    assert DETECTOR.train(tmp_path, *NEVER_REACHED).returncode == 1
+    assert_same_training(only_run(tmp_path), unbroken)
+
+
+def test_another_seed_is_another_run(tmp_path, unbroken):
+    assert DETECTOR.train(tmp_path, "--num-steps", "1", "--seed", "2").returncode == 0
+    assert loss_values(only_run(tmp_path))[0] != loss_values(unbroken)[0]
+
+
+def test_killed_three_times_and_resumed_is_bitwise_the_same(tmp_path, unbroken):
+    steps = sorted(random.Random().sample(range(2, NUM_STEPS), 3))
+    print("killed after steps", steps)
+    for step in steps:
+        done = finish(DETECTOR.start_killed(step, "SIGKILL", tmp_path, *NEVER_REACHED, "--resume"))
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    done = DETECTOR.train(tmp_path, *NEVER_REACHED, "--resume")
+    assert done.returncode == 1, done.stderr
+    assert "going on with" in done.stderr
+    assert_same_training(last_run(tmp_path), unbroken)
+
+
+KILL_AFTER_THE_LAST = """
+import os, signal, sys
+from object_detection import train
+save = train.save
+def save_and_die(run, *rest):
+    save(run, *rest)
+    if run.evaluations and run.evaluations[-1]["step"] == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+train.save = save_and_die
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_killed_after_its_last_evaluation_it_trains_no_more(tmp_path, unbroken):
+    options = ("tiny", "--device", "cpu", "--results-dir", tmp_path, *NEVER_REACHED)
+    done = run(sys.executable, "-c", KILL_AFTER_THE_LAST, *options)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = DETECTOR.train(tmp_path, *NEVER_REACHED, "--resume")
+    assert done.returncode == 1, done.stderr
+    assert record_of(tmp_path)["num_steps"] == NUM_STEPS
+    assert_same_training(only_run(tmp_path), unbroken)
+
+
+@pytest.mark.parametrize(("name", "step"), [("SIGTERM", 16), ("SIGINT", 11)])
+def test_a_signal_leaves_a_checkpoint_and_a_closed_log(tmp_path, unbroken, name, step):
+    """Step 16 is one of those with an evaluation: it is made up for by the run that goes on."""
+    results = tmp_path / "results"
+    process = DETECTOR.start_killed(step, name, results, *NEVER_REACHED)
+    process.wait(timeout=180)
+    ended_s = time.monotonic()
+    done = finish(process)
+    assert done.returncode == 128 + getattr(signal, name)
+    assert benchmark_runs.seconds_to_react(done, ended_s) < 10
+    folder = only_run(results)
+    log = (folder / "log.txt").read_text().splitlines()
+    assert '"interrupted"' in log[-2]
+    assert '"log_sha256"' in log[-1]
+    assert_right_log(folder, done.stdout, tmp_path)
+    position = json.loads(max(folder.glob("checkpoints/*.json")).read_text())["position"]
+    assert position["step"] in (step, step + 1)
+    done = DETECTOR.train(results, *NEVER_REACHED, "--resume")
+    assert done.returncode == 1
+    assert_same_training(folder, unbroken)
+    assert_right_log(folder, done.stdout, tmp_path)
+
+
+def test_run_and_time_forwards_signals(tmp_path):
+    process = start(DETECTOR.script, "1", "2/2", PRESET="tiny", RESULTS_DIR=tmp_path)
+    for line in process.stdout:
+        if '"epoch_start"' in line:
+            break
+    process.terminate()
+    assert finish(process).returncode == 128 + signal.SIGTERM
+
+
+# --- two processes --------------------------------------------------------------------------------
+
+
+def test_two_processes_equal_one_that_takes_halves(tmp_path):
+    """Losses and weights within 1e-5, evaluations within 1e-2.
+
+    A loss is a mean over what was drawn of a pass's images, as in v0.5 of a GPU's, so that one
+    process takes the same images to a pass. That the processes' detections are gathered whole is a
+    test of test_evaluate.py.
+    """
+    one, two, status = tmp_path / "one", tmp_path / "two", tmp_path / "status"
+    options = ("--target", "2/2", "--max-iterations", "15", "--base-learning-rate", "0.002")
+    options += ("--images-per-pass", "2")
+    process = DETECTOR.start_parallel(2, two, status, *options)
+    done_alone = DETECTOR.train(one, *options)
+    done = finish(process)
+    assert done_alone.returncode == 1, done_alone.stderr
+    assert done.returncode == 0, done.stderr  # the true status lies in the file
+    assert status.read_text() == "1\n"
+    assert done.stdout.count("STARTING") == 1  # only the first process speaks
+    # An epoch's last batch has two images: one process takes both to a pass, two one each.
+    whole = STEPS_PER_EPOCH - 1
+    ours, theirs = loss_values(only_run(two)), loss_values(only_run(one))
+    assert len(ours) == len(theirs) == 15
+    assert ours[:whole] == pytest.approx(theirs[:whole], abs=1e-5)
+    assert ours == pytest.approx(theirs, rel=0.2)
+    first, second = record_of(one), record_of(two)
+    assert len(first["evaluations"]) == len(second["evaluations"]) == 1
+    assert first["num_examples"] == second["num_examples"] == 30 + 4 * 7
+    assert_right_log(only_run(two), done.stdout, tmp_path)
+
+
+def test_two_processes_stop_together_and_go_on(tmp_path):
+    """SIGTERM reaches torchrun; both processes stop at one step, and two go on from there."""
+    results, status = tmp_path / "results", tmp_path / "status"
+    process = DETECTOR.start_parallel(2, results, status, *NEVER_REACHED, "--resume")
+    for line in process.stdout:
+        if '"epoch_start"' in line:
+            break
+    process.terminate()
+    finish(process)
+    assert status.read_text() == "143\n"
+    assert '"interrupted"' in (only_run(results) / "log.txt").read_text()
+    done = finish(DETECTOR.start_parallel(2, results, status, *NEVER_REACHED, "--resume"))
+    assert status.read_text() == "1\n", done.stderr
+    assert "going on with" in done.stderr
+    assert record_of(results)["num_steps"] == NUM_STEPS
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MiB."""
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder, leave_bytes):
+    """Take the room of a file system, but for about so much."""
+    ballast = os.open(folder / "ballast", os.O_CREAT | os.O_WRONLY)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(ballast, b"x" * 1024)
+    os.truncate(folder / "ballast", max(0, os.fstat(ballast).st_size - leave_bytes))
+    os.close(ballast)
+
+
+def test_a_disk_full_from_the_start(small_disk):
+    fill(small_disk, 0)
+    done = DETECTOR.train(small_disk)
+    assert_usage_error(done, "cannot write to", "make room there or set RESULTS_DIR")
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+
+
+def test_a_disk_that_fills_up_while_training(small_disk):
+    """There is room for one checkpoint of 2.5 MB, not for two."""
+    fill(small_disk, 4_000_000)
+    done = DETECTOR.train(small_disk, *NEVER_REACHED)
+    assert done.returncode == 1
+    assert "no space left on the disk" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-1].startswith("ABORTED,object_detection,1,")
+    assert not list(small_disk.glob("**/*.tmp"))
+    assert len(list(small_disk.glob("**/checkpoints/*.pt"))) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path):
+    done = DETECTOR.train(tmp_path, "--base-learning-rate", "1e30")
+    assert done.returncode == 1
+    (step,) = re.findall(r"the loss of step (\d+) is (?:nan|inf)", done.stderr)
+    assert losses(only_run(tmp_path)).count(b"\n") == int(step) - 1
+    assert record_of(tmp_path)["status"] == "non-finite"
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_previous_used(tmp_path, unbroken):
+    done = finish(DETECTOR.start_killed(15, "SIGKILL", tmp_path, *NEVER_REACHED))
+    assert done.returncode == -signal.SIGKILL
+    newest = max(only_run(tmp_path).glob("checkpoints/*.pt"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    done = DETECTOR.train(tmp_path, *NEVER_REACHED, "--resume")
+    assert done.returncode == 1
+    assert f"checkpoint {newest.stem} is damaged" in done.stderr
+    assert_same_training(only_run(tmp_path), unbroken)
