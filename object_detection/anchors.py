@@ -51,9 +51,8 @@ def map_anchors(
 ) -> Tensor:
     """Anchors of one map [rows * columns * ratios, 4]; map_size: its rows and columns."""
     stride = config.strides[level]
-    cell = torch.tensor(
-        cell_anchors(stride, config.anchor_sizes[level], config.aspect_ratios), device=device
-    )
+    corners = cell_anchors(stride, config.anchor_sizes[level], config.aspect_ratios)
+    cell = torch.tensor(corners, device=device, dtype=torch.float32)
     if not config.legacy_coords:
         cell[:, 2:] += 1
     y, x = (torch.arange(count, device=device) * stride for count in map_size)

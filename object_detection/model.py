@@ -58,19 +58,21 @@ def normalize_pixels(images: Tensor, sizes: Tensor, config: Config) -> Tensor:
     where there is padding; blue first, but red first for torchvision's weights.
     """
     is_torchvision = config.pretrained_backbone == "torchvision"
-    mean, deviation = pixel_statistics(is_torchvision, images.device)
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
     is_row = rows < sizes[:, 1:]
     is_column = columns < sizes[:, :1]
     is_image = is_row[:, None, :, None] & is_column[:, None, None, :]
-    ordered = images if is_torchvision else images.flip(1)
-    return (ordered.float() - mean) / deviation * is_image
+    pixels = (images if is_torchvision else images.flip(1)).float()
+    mean, deviation = pixel_statistics(is_torchvision, pixels.device, pixels.dtype)
+    return (pixels - mean) / deviation * is_image
 
 
 @lru_cache
-def pixel_statistics(is_torchvision: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+def pixel_statistics(
+    is_torchvision: bool, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Mean and deviation of the channels [1, 3, 1, 1]."""
     values = TORCHVISION_STATISTICS if is_torchvision else MSRA_STATISTICS
-    mean, deviation = torch.tensor(values, device=device)
+    mean, deviation = torch.tensor(values, device=device, dtype=dtype)
     return mean.view(1, 3, 1, 1), deviation.view(1, 3, 1, 1)

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m object_detection.train mini --seed 1
 
-mini: a small Mask R-CNN on generated shapes to AP50 >= 0.70 of both, under three minutes on two
+mini: a small Mask R-CNN on generated shapes to AP50 >= 0.80 of both, two minutes on two
 cores. reference: COCO 2017 to box AP >= 0.377 and mask AP >= 0.339, about 12 epochs. See README.md
 for the data, the recipe and known runs.
 """

@@ -12,7 +12,8 @@ import torch
 from harness.options import REPOSITORY
 
 # Their asserts explain themselves as those of the test files do.
-pytest.register_assert_rewrite("object_detection.tests.checks")
+for name in ("data_checks", "training_checks"):
+    pytest.register_assert_rewrite(f"object_detection.tests.{name}")
 
 
 @pytest.fixture(autouse=True, scope="session")

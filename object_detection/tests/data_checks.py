@@ -188,6 +188,27 @@ def check_augmentation() -> None:
         assert objects.boxes.tolist() == [[4, 10, 24 - one, 35 - one], [30, 5, 42 - one, 13 - one]]
 
 
+def check_rounded_scale() -> None:
+    """A photo whose sides are not scaled by quite the same factor, because of whole pixels."""
+    outlines = masks.outlines_of([[[0.0, 0, 640, 0, 640, 427]]])
+    box = numpy.array([[0.0, 0, 640, 427]])
+    objects = transforms.to_objects(box, numpy.array([1]), outlines, (640, 427), legacy=False)
+    scaled = transforms.scale(objects, (640, 427), (1199, 800))
+    assert torch.allclose(scaled.boxes, torch.tensor([[0.0, 0, 1199, 800]]), atol=1e-3)
+    expected = torch.tensor([[0.0, 0], [1199, 0], [1199, 800]], dtype=torch.float64)
+    assert torch.allclose(scaled.outlines.corners, expected)
+
+
+def check_parts() -> None:
+    """An object covers what any of its polygons does, also where two of them overlap."""
+    parts = [[0.0, 0, 20, 0, 20, 20, 0, 20], [10.0, 10, 28, 10, 28, 28, 10, 28]]
+    outlines = masks.outlines_of([parts])
+    region = torch.tensor([[0.0, 0, 28, 28]])
+    found = masks.mask_targets(outlines, torch.tensor([0]), region, 28)
+    runs = coco_mask.merge(coco_mask.frPyObjects(parts, 28, 28))
+    assert numpy.array_equal(found[0].numpy(), coco_mask.decode(runs).astype(bool))
+
+
 def check_mirrored_mask() -> None:
     """In the modern convention a mirrored outline covers the mirrored pixels."""
     outlines = masks.outlines_of([[[4.0, 10, 24, 10, 24, 35]]])

@@ -26,8 +26,8 @@ def test_anchors_of_the_first_cell(level, stride):
 
 
 def test_anchors_of_an_image():
-    sizes = [(200, 336), (100, 168), (50, 84), (25, 42), (13, 21)]
-    levels = make_anchors(REFERENCE, sizes, torch.device("cpu"))
+    maps = [torch.empty(1, 0, *s) for s in [(200, 336), (100, 168), (50, 84), (25, 42), (13, 21)]]
+    levels = make_anchors(REFERENCE, maps)
     assert [len(anchors) for anchors in levels] == [201_600, 50_400, 12_600, 3_150, 819]
     rows_columns_ratios = levels[1].view(100, 168, 3, 4)
     expected = torch.tensor(TABLE[8][2]) + torch.tensor([16, 40, 16, 40])
@@ -36,7 +36,7 @@ def test_anchors_of_an_image():
 
 def test_modern_anchors_have_the_same_pixels():
     modern = dataclasses.replace(REFERENCE, legacy_coords=False)
-    sizes = [(4, 6), (2, 3), (1, 2), (1, 1), (1, 1)]
-    pairs = (make_anchors(config, sizes, torch.device("cpu")) for config in (REFERENCE, modern))
+    maps = [torch.empty(1, 0, *s) for s in [(4, 6), (2, 3), (1, 2), (1, 1), (1, 1)]]
+    pairs = (make_anchors(config, maps) for config in (REFERENCE, modern))
     for legacy_ones, modern_ones in zip(*pairs, strict=True):
         assert torch.equal(modern_ones, legacy_ones + torch.tensor([0.0, 0, 1, 1]))

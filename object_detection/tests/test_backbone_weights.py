@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import pickle
 
@@ -9,11 +10,13 @@ import numpy
 import pytest
 import torch
 from torchvision.models import resnet50
+from torchvision.transforms import functional
 
 from harness.errors import UsageError
 from object_detection import backbone_weights, prepare
 from object_detection.backbone import Backbone
 from object_detection.config import REFERENCE
+from object_detection.model import normalize_pixels
 
 BRANCHES = {"1": "branch2a", "2": "branch2b", "3": "branch2c"}
 
@@ -99,16 +102,31 @@ def test_what_is_no_such_file_is_named(tmp_path, backbone):
         prepare.prepare(REFERENCE, tmp_path)
 
 
-def test_weights_of_torchvision(tmp_path, backbone):
-    theirs = resnet50().state_dict()
+@torch.no_grad()
+def test_weights_of_torchvision_give_its_features(tmp_path):
+    """Pixels as it takes them, strides where it has them, its epsilon: the maps are the same."""
+    torch.manual_seed(0)
+    theirs = resnet50().eval()
+    for name, buffer in theirs.named_buffers():
+        if name.endswith("mean"):
+            buffer.copy_(0.1 * torch.randn(buffer.shape))
+        elif name.endswith("var"):
+            buffer.copy_(0.5 + torch.rand(buffer.shape))
     path = tmp_path / "weights.pth"
-    torch.save(theirs, path)
+    torch.save(theirs.state_dict(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     named = path.rename(tmp_path / f"resnet50-{digest[:8]}.pth")
-    network = Backbone(REFERENCE)
+    config = dataclasses.replace(REFERENCE, pretrained_backbone="torchvision")
+    network = Backbone(config)
     backbone_weights.load_backbone(network, named)
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, theirs[name]), name
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    normalized = normalize_pixels(images, torch.tensor([[96, 64]] * 2), config)
+    x = functional.normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert torch.allclose(normalized, x, atol=1e-5)
+    x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+    for stage, found in enumerate(network(normalized), start=1):
+        x = getattr(theirs, f"layer{stage}")(x)
+        assert (found - x).abs().max() < 1e-4 * x.abs().max(), stage
     damaged = named.rename(tmp_path / "resnet50-00000000.pth")
     with pytest.raises(UsageError, match=f"is damaged: its SHA-256 begins {digest[:8]}; run"):
         backbone_weights.load_backbone(network, damaged)

@@ -43,7 +43,7 @@ def pixels():
 
 
 def torchvision_heads(network, config):
-    """torchvision's second stage around our layers and our reading of regions."""
+    """The second stage of torchvision around our layers and our reading of regions."""
 
     def pool(size):
         return lambda maps, boxes, _: read_regions(maps, boxes, size, config)
@@ -70,10 +70,9 @@ def test_what_is_found_is_what_torchvisions_heads_find(pixels):
     proposals = propose(objectness, deltas, make_anchors(MODERN, maps), SIZES, MODERN, False)
     shapes = SIZES.flip(1).tolist()
     expected, _ = torchvision_heads(network, MODERN)(maps, proposals, shapes)
-    assert len(found) == 3
+    assert len(found) == 3 and len(torch.cat([some.labels for some in found]).unique()) > 1
     for mine, theirs in zip(found, expected, strict=True):
         assert len(mine.labels) == len(theirs["labels"]) == MODERN.max_detections
-        assert len(mine.labels.unique()) > 1
         assert torch.equal(mine.labels, theirs["labels"])
         assert torch.allclose(mine.scores, theirs["scores"], rtol=0, atol=1e-6)
         boxes = theirs["boxes"] * torch.tensor([2, 3, 2, 3])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from object_detection import box_head, config, mask_head, model, regions
-from object_detection.tests import oracles
+from object_detection.tests import oracles, training_checks
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +99,13 @@ def test_weights_at_the_start():
         assert not name.endswith("bias") or not weights.any()
 
 
+def test_the_pyramid_is_torchvisions():
+    training_checks.check_pyramid()
+
+
 def test_pixels_are_normalised_blue_first():
     images = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(2, 3, 3, 4)
-    found = model.normalize_pixels(images, torch.tensor([[4, 3], [2, 1]]))
+    found = model.normalize_pixels(images, torch.tensor([[4, 3], [2, 1]]), config.REFERENCE)
     expected = torch.tensor([30 - 102.9801, 20 - 115.9465, 10 - 122.7717]).view(3, 1, 1)
     assert torch.allclose(found[0], expected.expand(3, 3, 4))
     assert torch.allclose(found[1, :, :1, :2], expected.expand(3, 1, 2))

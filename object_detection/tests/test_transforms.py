@@ -17,5 +17,9 @@ def test_pixels_boxes_and_outlines_are_moved_alike():
     data_checks.check_augmentation()
 
 
+def test_each_axis_has_its_own_ratio():
+    data_checks.check_rounded_scale()
+
+
 def test_a_mirrored_outline_covers_the_mirrored_pixels():
     data_checks.check_mirrored_mask()

@@ -24,10 +24,12 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from torchvision import ops
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from harness.options import RunOptions
 from harness.stop_rule import QualityTarget
-from object_detection import data, model, train
+from object_detection import data, feature_pyramid, model, train
 from object_detection.config import TINY, Config
 from object_detection.tests import plain_training
 from object_detection.tests.oracles import their_name
@@ -172,6 +174,22 @@ def relative_difference(ours: list[Tensor], plain: list[Tensor]) -> float:
 def norm(tensors: list[Tensor]) -> float:
     """Euclidean norm over all tensors together."""
     return math.sqrt(sum(float((tensor**2).sum()) for tensor in tensors))
+
+
+def check_pyramid() -> None:
+    """Torchvision's pyramid with the same weights, the coarsest map of an odd number of cells."""
+    ours = feature_pyramid.FeaturePyramid([8, 12, 16], 4)
+    theirs = ops.FeaturePyramidNetwork([8, 12, 16], 4, LastLevelMaxPool())
+    names = {"lateral": "inner_blocks", "output": "layer_blocks"}
+    state = {}
+    for name, value in ours.state_dict().items():
+        part, number, rest = name.split(".")
+        state[f"{names[part]}.{number}.0.{rest}"] = value
+    theirs.load_state_dict(state)
+    maps = [torch.randn(2, 8, 20, 12), torch.randn(2, 12, 10, 6), torch.randn(2, 16, 5, 3)]
+    expected = theirs({str(level): x for level, x in enumerate(maps)})
+    for one, other in zip(ours(maps), expected.values(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
 
 
 def check_trajectory(num_steps: int = 12, bound: float = 1e-8) -> tuple[float, ...]:

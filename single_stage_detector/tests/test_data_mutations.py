@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from single_stage_detector import augmentation, coco, config, data
 from single_stage_detector.tests import data_checks
-from single_stage_detector.tests.test_mutations import Mutation, put_into_place
+from tests.mutations import Mutation, assert_caught, assert_right_source_passes
 
 pytestmark = pytest.mark.usefixtures("torch_state")
 
@@ -223,19 +221,10 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_wrong_science_is_caught(name, monkeypatch, tmp_path):
-    mutation = MUTATIONS[name]
-    source = Path(str(mutation.module.__file__)).read_text()
-    assert source.count(mutation.right) == 1, f"{mutation.right!r} stands not once: mend this test"
-    changed = source.replace(mutation.right, mutation.wrong)
-    put_into_place(mutation.module, changed, monkeypatch, tmp_path, MODULES)
-    with pytest.raises(AssertionError):
-        mutation.check()
+    assert_caught(MUTATIONS[name], monkeypatch, tmp_path, MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_a_loaded_copy_of_the_right_source_passes(module, monkeypatch, tmp_path):
-    """It is the mutation that a check catches, not the way in which it is put into place."""
-    source = Path(str(module.__file__)).read_text()
-    put_into_place(module, source, monkeypatch, tmp_path, MODULES)
-    for check in {mutation.check for mutation in MUTATIONS.values() if mutation.module is module}:
-        check()
+    mutations = list(MUTATIONS.values())
+    assert_right_source_passes(module, mutations, monkeypatch, tmp_path, MODULES)

@@ -1,64 +1,16 @@
-"""Wrong sciences, each put into the real code and each caught by a check that the tests use.
-
-A mutation is a change of text in one module. The changed source is loaded as a module of its own,
-and everything that it defines takes the place of the original wherever our code refers to it.
-"""
+"""Wrong sciences, each put into the real code and each caught by a check that the tests use."""
 
 from __future__ import annotations
-
-import importlib.util
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
 from single_stage_detector import default_boxes, detection, loss, model, schedule, train
 from single_stage_detector.tests import checks
+from tests.mutations import Mutation, assert_caught, assert_right_source_passes
 
 pytestmark = pytest.mark.usefixtures("torch_state")
 
 MODULES = (default_boxes, detection, loss, model, schedule, train)
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """One wrong science."""
-
-    module: ModuleType
-    right: str
-    """Text that stands exactly once in the module."""
-    wrong: str
-    """What it is replaced by."""
-    check: Callable[[], Any]
-    """The check that must fail."""
-
-
-def put_into_place(
-    module: ModuleType,
-    source: str,
-    monkeypatch: pytest.MonkeyPatch,
-    folder: Path,
-    modules: tuple[ModuleType, ...] = MODULES,
-) -> None:
-    """Load `source` and let its classes, functions and numbers stand for those of `module`."""
-    path = folder / f"mutated_{module.__name__.rpartition('.')[2]}.py"
-    path.write_text(source)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    mutated = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, path.stem, mutated)  # dataclasses look themselves up
-    spec.loader.exec_module(mutated)
-    for name, original in list(vars(module).items()):
-        replacement = vars(mutated).get(name)
-        if name.startswith("__") or replacement is original:
-            continue
-        for place in modules:
-            if vars(place).get(name) is original:
-                monkeypatch.setattr(place, name, replacement)
 
 
 MUTATIONS = {
@@ -311,19 +263,10 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_wrong_science_is_caught(name, monkeypatch, tmp_path):
-    mutation = MUTATIONS[name]
-    source = Path(str(mutation.module.__file__)).read_text()
-    assert source.count(mutation.right) == 1, f"{mutation.right!r} stands not once: mend this test"
-    changed = source.replace(mutation.right, mutation.wrong)
-    put_into_place(mutation.module, changed, monkeypatch, tmp_path)
-    with pytest.raises(AssertionError):
-        mutation.check()
+    assert_caught(MUTATIONS[name], monkeypatch, tmp_path, MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_a_loaded_copy_of_the_right_source_passes(module, monkeypatch, tmp_path):
-    """It is the mutation that a check catches, not the way in which it is put into place."""
-    source = Path(str(module.__file__)).read_text()
-    put_into_place(module, source, monkeypatch, tmp_path)
-    for check in {mutation.check for mutation in MUTATIONS.values() if mutation.module is module}:
-        check()
+    mutations = list(MUTATIONS.values())
+    assert_right_source_passes(module, mutations, monkeypatch, tmp_path, MODULES)
