@@ -61,6 +61,7 @@ newest=$scratch/newest.txt
 {
   cat "$shared"
   pins harness/requirements-torch-newest.txt
+  echo "torchvision==0.29.1" # the one that was made for this PyTorch
 } >"$newest"
 
 # The two frameworks pin other versions of NVIDIA's libraries.
