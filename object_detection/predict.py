@@ -171,8 +171,7 @@ def draw(image: Image.Image, objects: Sequence[Found], path: Path) -> None:
         opacity = numpy.uint8(255 * MASK_OPACITY) * each.mask.bitmap
         corner = (each.mask.left * scale, each.mask.top * scale)
         enlarged = numpy.kron(opacity, numpy.ones((scale, scale), numpy.uint8))
-        if enlarged.size:
-            picture.paste(colour_of(each.label), corner, Image.fromarray(enlarged))
+        picture.paste(colour_of(each.label), corner, Image.fromarray(enlarged))
     canvas = ImageDraw.Draw(picture)
     line_width = max(2, max(picture.size) // 300)
     font = ImageFont.load_default(max(12, max(picture.size) // 45))

@@ -58,7 +58,8 @@ def resized(width: int, height: int, config: Config) -> tuple[int, int]:
     side = config.min_size
     if long / short * side > config.max_size:
         side = round(config.max_size * short / long)
-    other = int(side * long / short)
+    side = max(1, side)  # of an image that is nearly a line
+    other = max(1, int(side * long / short))
     return (side, other) if width <= height else (other, side)
 
 

@@ -135,6 +135,8 @@ def check_sizes() -> None:
     """Spec 1.3: the shorter side 800, or less where the longer one would exceed 1,333."""
     for before, after in SIZES.items():
         assert transforms.resized(*before, REFERENCE) == after, before
+    assert transforms.resized(1333, 1, REFERENCE) == (1333, 1)
+    assert transforms.resized(1, 3000, REFERENCE) == (1, 3000)
     for width in range(50, 700, 13):
         for height in range(50, 700, 17):
             short, long = min(width, height), max(width, height)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
+from dataclasses import dataclass, field
 
 import numpy
 import torch
@@ -154,16 +155,18 @@ def proposals_of(
     return torch.cat(boxes)[order]
 
 
-def pooled(maps: list[Tensor], image: int, boxes: Tensor, side: int, config: Config) -> Tensor:
-    """RoIAlign of each region by itself [R, C, side, side]."""
+def pooled(maps: list[Tensor], boxes: Tensor, side: int, config: Config) -> Tensor:
+    """RoIAlign of each region of an image by itself [R, C, side, side]."""
     rows = []
     for box in boxes:
         width, height = (box[2:] - box[:2] + 1).tolist()
         level = math.floor(4 + math.log2(math.sqrt(width * height) / config.canonical_size + 1e-6))
         level = min(max(level, 2), 5)
         row = torch.cat([box.new_tensor([0.0]), box])[None]
-        features = maps[level - 2][image : image + 1]
-        rows.append(ops.roi_align(features, row, side, 0.5**level, sampling_ratio=2, aligned=False))
+        scale = 0.5**level
+        rows.append(
+            ops.roi_align(maps[level - 2], row, side, scale, sampling_ratio=2, aligned=False)
+        )
     return torch.cat(rows) if rows else maps[0].new_zeros(0, maps[0].shape[1], side, side)
 
 
@@ -181,6 +184,24 @@ def smooth_l1(difference: Tensor, beta: float) -> Tensor:
     return torch.where(size < beta, 0.5 * size**2 / beta, size - 0.5 * beta).sum()
 
 
+@dataclass
+class Sums:
+    """Losses of a batch so far, each with what it will be divided by."""
+
+    losses: list[Tensor] = field(default_factory=lambda: [torch.zeros(()).double()] * 5)
+    counts: list[int] = field(default_factory=lambda: [0] * 5)
+
+    def add(self, number: int, loss: Tensor | float, count: int = 0) -> None:
+        """To one of the five."""
+        self.losses[number] = self.losses[number] + loss
+        self.counts[number] += count
+
+    def means(self) -> Tensor:
+        """[5]."""
+        pairs = zip(self.losses, self.counts, strict=True)
+        return torch.stack([loss / max(1, count) for loss, count in pairs])
+
+
 def five_losses(network: PlainMaskRCNN, batch: Batch, config: Config) -> Tensor:
     """Objectness, proposals' boxes, classes, boxes, masks [5]."""
     features = network.backbone.fpn(network.backbone.body(normalized(batch)))
@@ -190,50 +211,16 @@ def five_losses(network: PlainMaskRCNN, batch: Batch, config: Config) -> Tensor:
     logits = [x.permute(0, 2, 3, 1).flatten(1) for x in head_logits]
     deltas = [x.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in head_deltas]
     anchors = all_anchors(config, maps)
-    together = torch.cat(anchors)
-    limits, corners = batch.first_object.tolist(), batch.corners
-    sums = torch.zeros(5, dtype=torch.float64)
-    num_anchors = num_regions = num_masks = 0
-    for image, (width, height) in enumerate(batch.sizes.tolist()):
+    sums = Sums()
+    limits = batch.first_object.tolist()
+    for image, size in enumerate(batch.sizes.tolist()):
         generator = torch.Generator().manual_seed(int(batch.sampling_seeds[image]))
         numbers = range(limits[image], limits[image + 1])
-        boxes = batch.boxes[limits[image] : limits[image + 1]].double()
-        labels = batch.labels[limits[image] : limits[image + 1]]
-
-        # Proposals: anchors that reach out of the image do not count.
-        roles = torch.zeros(len(together))
-        shown = torch.zeros(len(together), dtype=torch.int64)
-        if len(boxes):
-            quality = ops.box_iou(boxes + ONE, together + ONE)
-            matched = Matcher(0.7, 0.3, allow_low_quality_matches=True)(quality)
-            roles = torch.where(matched == -1, 0.0, torch.where(matched == -2, -1.0, 1.0))
-            shown = matched.clamp(min=0)
-        outside = (together[:, :2] < 0).any(1) | (together[:, 2] >= width)
-        roles[outside | (together[:, 3] >= height)] = -1
-        positive, negative = draw(
-            roles, config.rpn_batch_size, config.rpn_batch_size // 2, generator
-        )
-        found = torch.cat([x[image] for x in logits])
-        for places, truth in ((positive, 1.0), (negative, 0.0)):
-            sums[0] = sums[0] + functional.binary_cross_entropy_with_logits(
-                found[places], torch.full_like(found[places], truth), reduction="sum"
-            )
-        if len(positive):
-            coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
-            expected = coder.encode_single(boxes[shown[positive]] + ONE, together[positive] + ONE)
-            given = torch.cat([x[image] for x in deltas])[positive]
-            sums[1] = sums[1] + smooth_l1(given - expected, 1 / 9)
-        num_anchors += len(positive) + len(negative)
-
-        # Regions: the best proposals and the objects themselves.
-        regions = proposals_of(
-            [x[image].detach() for x in logits],
-            [x[image].detach() for x in deltas],
-            anchors,
-            [width, height],
-            config,
-        )
-        regions = torch.cat([regions, boxes])
+        boxes = batch.boxes[numbers.start : numbers.stop].double()
+        some_logits, some_deltas = [x[image] for x in logits], [x[image] for x in deltas]
+        add_proposal_losses(sums, some_logits, some_deltas, anchors, boxes, size, generator, config)
+        detached = [[x.detach() for x in some] for some in (some_logits, some_deltas)]
+        regions = torch.cat([proposals_of(*detached, anchors, size, config), boxes])
         roles = torch.zeros(len(regions))
         shown = torch.zeros(len(regions), dtype=torch.int64)
         if len(boxes):
@@ -243,35 +230,96 @@ def five_losses(network: PlainMaskRCNN, batch: Batch, config: Config) -> Tensor:
             roles, config.roi_batch_size, config.roi_batch_size // 4, generator
         )
         chosen = torch.cat([positive, negative])
-        classes = torch.cat([labels[shown[positive]], labels.new_zeros(len(negative))])
-        hidden = network.roi_heads.box_head(pooled(maps, image, regions[chosen], 7, config))
-        scores, box_deltas = network.roi_heads.box_predictor(hidden)
-        sums[2] = sums[2] + functional.cross_entropy(scores, classes, reduction="sum")
-        for row, place in enumerate(positive.tolist()):
-            coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
-            target = boxes[shown[place]][None]
-            expected = coder.encode_single(target + ONE, regions[place][None] + ONE)[0]
-            kind = int(classes[row])
-            sums[3] = sums[3] + smooth_l1(box_deltas[row, 4 * kind : 4 * kind + 4] - expected, 1.0)
-        num_regions += len(chosen)
+        labels = batch.labels[numbers.start : numbers.stop][shown[positive]]
+        targets = boxes[shown[positive]]
+        of_image = [x[image : image + 1] for x in maps]
+        add_box_losses(sums, network, of_image, regions[chosen], labels, targets, config)
+        objects = [numbers[number] for number in shown[positive].tolist()]
+        add_mask_loss(sums, network, of_image, regions[positive], labels, objects, batch, config)
+    return sums.means()
 
-        # Masks of the regions with an object.
-        masks = network.roi_heads.mask_predictor(
-            network.roi_heads.mask_head(pooled(maps, image, regions[positive], 14, config))
+
+def add_proposal_losses(
+    sums: Sums,
+    logits: list[Tensor],
+    deltas: list[Tensor],
+    anchors: list[Tensor],
+    boxes: Tensor,
+    size: list[int],
+    generator: torch.Generator,
+    config: Config,
+) -> None:
+    """Of one image. Anchors that reach out of it do not count."""
+    together = torch.cat(anchors)
+    roles = torch.zeros(len(together))
+    shown = torch.zeros(len(together), dtype=torch.int64)
+    if len(boxes):
+        quality = ops.box_iou(boxes + ONE, together + ONE)
+        matched = Matcher(0.7, 0.3, allow_low_quality_matches=True)(quality)
+        roles = torch.where(matched == -1, 0.0, torch.where(matched == -2, -1.0, 1.0))
+        shown = matched.clamp(min=0)
+    outside = (together[:, :2] < 0).any(1) | (together[:, 2] >= size[0])
+    roles[outside | (together[:, 3] >= size[1])] = -1
+    positive, negative = draw(roles, config.rpn_batch_size, config.rpn_batch_size // 2, generator)
+    found = torch.cat(logits)
+    for places, truth in ((positive, 1.0), (negative, 0.0)):
+        loss = functional.binary_cross_entropy_with_logits(
+            found[places], torch.full_like(found[places], truth), reduction="sum"
         )
-        for row, place in enumerate(positive.tolist()):
-            number = numbers[int(shown[place])]
-            polygons = [
-                corners[batch.first_corner[p] : batch.first_corner[p + 1]]
-                for p in range(batch.first_polygon[number], batch.first_polygon[number + 1])
-            ]
-            truth = mask_target(polygons, regions[place])
-            sums[4] = sums[4] + functional.binary_cross_entropy_with_logits(
-                masks[row, int(classes[row])], truth, reduction="sum"
-            )
-        num_masks += len(positive)
-    counts = (num_anchors, num_anchors, num_regions, num_regions, num_masks * 28 * 28)
-    return torch.stack([part / max(1, count) for part, count in zip(sums, counts, strict=True)])
+        sums.add(0, loss, len(places))
+    sums.add(1, 0.0, len(positive) + len(negative))
+    if len(positive):
+        coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+        expected = coder.encode_single(boxes[shown[positive]] + ONE, together[positive] + ONE)
+        sums.add(1, smooth_l1(torch.cat(deltas)[positive] - expected, 1 / 9))
+
+
+def add_box_losses(
+    sums: Sums,
+    network: PlainMaskRCNN,
+    maps: list[Tensor],
+    regions: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    config: Config,
+) -> None:
+    """Of one image's regions, those with an object, as many as there are labels, first."""
+    classes = torch.cat([labels, labels.new_zeros(len(regions) - len(labels))])
+    hidden = network.roi_heads.box_head(pooled(maps, regions, 7, config))
+    scores, box_deltas = network.roi_heads.box_predictor(hidden)
+    loss = functional.cross_entropy(scores, classes, reduction="sum")
+    sums.add(2, loss, len(regions))
+    sums.add(3, 0.0, len(regions))
+    coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+    for row, kind in enumerate(labels.tolist()):
+        expected = coder.encode_single(targets[row, None] + ONE, regions[row, None] + ONE)[0]
+        sums.add(3, smooth_l1(box_deltas[row, 4 * kind : 4 * kind + 4] - expected, 1.0))
+
+
+def add_mask_loss(
+    sums: Sums,
+    network: PlainMaskRCNN,
+    maps: list[Tensor],
+    regions: Tensor,
+    labels: Tensor,
+    objects: list[int],
+    batch: Batch,
+    config: Config,
+) -> None:
+    """Of one image's regions with an object; objects: their numbers in the batch."""
+    masks = network.roi_heads.mask_predictor(
+        network.roi_heads.mask_head(pooled(maps, regions, 14, config))
+    )
+    for row, number in enumerate(objects):
+        polygons = [
+            batch.corners[batch.first_corner[p] : batch.first_corner[p + 1]]
+            for p in range(batch.first_polygon[number], batch.first_polygon[number + 1])
+        ]
+        truth = mask_target(polygons, regions[row])
+        loss = functional.binary_cross_entropy_with_logits(
+            masks[row, int(labels[row])], truth, reduction="sum"
+        )
+        sums.add(4, loss, truth.numel())
 
 
 class PlainSGD:

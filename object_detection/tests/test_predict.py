@@ -141,6 +141,15 @@ def test_a_file_of_ones_own(results, run_predict, tmp_path):
 NO_MASK = masks.Patch(0, 0, numpy.zeros((0, 0), bool))
 
 
+def test_corners_are_within_an_image_that_is_smaller_than_what_the_network_sees(results):
+    """Where v0.5's one pixel more is a pixel of the enlarged image."""
+    model, config = predict.load_model(newest_run(results), TINY)
+    image = data.load(TINY, RunOptions())[1].read(0).resize((16, 20))
+    found = predict.find(model, config, image, {}, config.min_score)
+    corners = numpy.array([each.corners for each in found])
+    assert (corners >= 0).all() and (corners.max(axis=0)[2:] == (16, 20)).all()
+
+
 def test_boxes_are_drawn_where_they_are(tmp_path):
     """In a large image, not enlarged: lines at the corners, nothing within, a colour for each."""
     image = Image.new("RGB", (800, 700), (10, 20, 30))
