@@ -9,6 +9,7 @@ for the data, the recipe and known runs.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -83,6 +84,7 @@ def train(config: Config, options: RunOptions) -> int:
         optimizer = make_optimizer(model, config)
         scaler = torch.GradScaler(device.type, enabled=options.precision == "fp16")
         losses_of = parallel_and_compiled(model, config, options)
+        no_sync = getattr(losses_of, "no_sync", contextlib.nullcontext)
         trainer_state: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
         steps_per_epoch = data.num_steps(config)
         evaluations = evaluation_steps(config, steps_per_epoch)
@@ -156,16 +158,17 @@ def train(config: Config, options: RunOptions) -> int:
 
                 # Forward and backward, in as many passes as the device's memory asks for. Each
                 # process's loss is its part of the batch's mean, times the number of processes,
-                # because DistributedDataParallel averages the gradients.
+                # because DistributedDataParallel averages the gradients, in each one's last pass.
                 optimizer.zero_grad()
                 loss = torch.zeros((), device=device)
-                for part in batch.split(config.images_per_pass or len(batch.images)):
-                    with torch_support.autocast(device, options.precision):
-                        part_loss = losses_of(part.to(device)).sum()
-                    part_loss = part_loss * (
-                        len(part.images) * torch_support.num_processes() / size
-                    )
-                    scaler.scale(part_loss).backward()
+                num_left = len(batch.images)
+                for part in batch.split(config.images_per_pass or num_left):
+                    num_left -= len(part.images)
+                    share = len(part.images) * torch_support.num_processes() / size
+                    with no_sync() if num_left else contextlib.nullcontext():
+                        with torch_support.autocast(device, options.precision):
+                            part_loss = losses_of(part.to(device)).sum() * share
+                        scaler.scale(part_loss).backward()
                     loss += part_loss.detach()
                 rate = learning_rate(config, run.step + len(losses))
                 for group in optimizer.param_groups:

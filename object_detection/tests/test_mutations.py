@@ -240,14 +240,14 @@ MUTATIONS = {
     ),
     "passes added up, not averaged": Mutation(
         train,
-        "len(part.images) * torch_support.num_processes() / size",
-        "torch_support.num_processes()",
+        "share = len(part.images) * torch_support.num_processes() / size",
+        "share = torch_support.num_processes()",
         check_gradient_of_processes_and_passes,
     ),
     "a process's share is not weighed": Mutation(
         train,
-        "len(part.images) * torch_support.num_processes() / size",
-        "len(part.images) / size",
+        "share = len(part.images) * torch_support.num_processes() / size",
+        "share = len(part.images) / size",
         check_gradient_of_processes_and_passes,
     ),
     "masks do not count": Mutation(

@@ -320,6 +320,18 @@ def test_two_processes_equal_one_that_takes_halves(tmp_path):
     assert_right_log(only_run(two), done.stdout, tmp_path)
 
 
+def test_processes_of_unlike_many_passes_go_on_together(tmp_path):
+    """Of five images one process takes three, in two passes, the other two in one."""
+    one, two, status = tmp_path / "one", tmp_path / "two", tmp_path / "status"
+    options = ("--batch-size", "5", "--images-per-pass", "2", "--num-steps", "3")
+    done = finish(DETECTOR.start_parallel(2, two, status, *options))
+    assert status.read_text() == "0\n", done.stderr
+    # Passes of 2, 1 and 2 images; alone they are of 2, 2 and 1: about the same losses.
+    assert DETECTOR.train(one, *options).returncode == 0
+    theirs, ours = loss_values(only_run(two)), loss_values(only_run(one))
+    assert ours == pytest.approx(theirs, rel=0.3)
+
+
 def test_two_processes_stop_together_and_go_on(tmp_path):
     """SIGTERM reaches torchrun; both processes stop at one step, and two go on from there."""
     results, status = tmp_path / "results", tmp_path / "status"
