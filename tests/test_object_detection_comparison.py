@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 
 import numpy
 import pytest
@@ -18,10 +19,14 @@ from comparisons.object_detection import COMPARISON
 from comparisons.object_detection_work import Work
 from comparisons.pairs import PairOptions
 from object_detection import box_head
+from object_detection.anchors import make_anchors
 from object_detection.boxes import Boxes
+from object_detection.config import REFERENCE
 from object_detection.detection import find
 from object_detection.evaluate import coco_statistics
 from object_detection.masks import encode, paste
+from object_detection.model import normalize_pixels
+from object_detection.region_proposals import propose
 from object_detection.regions import read_regions
 from object_detection.training_losses import LOSSES, TrainingLosses
 
@@ -45,9 +50,19 @@ def batch():
     return work_module.make_batch(SMALL)
 
 
+@pytest.fixture(scope="module")
+def network_and_count(batch):
+    return work_module.make_network(SMALL, batch)
+
+
+@pytest.fixture(scope="module")
+def network(network_and_count):
+    return network_and_count[0]
+
+
 @pytest.fixture
 def same_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision reads the regions of half-open boxes; here those of v0.5's."""
+    """Of half-open boxes torchvision reads other regions; here it reads those of v0.5's boxes."""
 
     def read(self, maps, boxes, _):
         some = [maps[str(level)] for level in range(4)]
@@ -90,13 +105,17 @@ def test_another_seed_is_other_work_and_the_same_seed_the_same(batch) -> None:
     assert not torch.equal(masks, work_module.make_masks(other)[0])
 
 
-def test_the_network_sees_the_objects_and_finds_as_many_as_may_be(batch) -> None:
-    network, num_masks = work_module.make_network(SMALL, batch)
+def test_the_network_sees_the_objects_and_finds_as_many_as_may_be(batch, network_and_count) -> None:
+    network, num_masks = network_and_count
+    config = dataclasses.replace(SMALL.config, roi_batch_size=10_000)
     assert num_masks == 2 * SMALL.roi_batch_size * box_head.FOREGROUND_SHARE
-    work = dataclasses.replace(SMALL, roi_batch_size=10_000)
-    assert work_module.make_network(work, batch)[1] > 4 * len(batch.labels)
     with torch.no_grad():
-        found = find(network, batch.images, batch.sizes, batch.sizes, SMALL.config)
+        maps, *outputs = network(normalize_pixels(batch.images, batch.sizes, config))
+        anchors = make_anchors(config, maps)
+        proposals = propose(*outputs, anchors, batch.sizes, config, is_training=True)
+        found = find(network, batch.images, batch.sizes, batch.sizes, config)
+    num_shown = work_module.count_foreground(batch, proposals, config)
+    assert 4 * len(batch.labels) < num_shown < 20 * len(batch.labels)
     assert [len(one.scores) for one in found] == [SMALL.max_detections] * 2
     assert len(torch.cat([one.labels for one in found]).unique()) > 5
 
@@ -104,13 +123,13 @@ def test_the_network_sees_the_objects_and_finds_as_many_as_may_be(batch) -> None
 def test_masks_are_blobs() -> None:
     masks, boxes = work_module.make_masks(dataclasses.replace(SMALL, max_detections=100))
     covered = (masks > 0.5).float().mean(dim=(1, 2))
-    assert 0.2 < covered.min() and covered.max() < 0.8 and len(covered.unique()) > 50
+    assert covered.min() > 0.2 and covered.max() < 0.8 and len(covered.unique()) > 50
     assert boxes.min() >= 0 and (boxes[:, 2] <= 640).all() and (boxes[:, 3] <= 480).all()
     runs = peer_run.paste(masks, boxes)
     assert runs == [encode(patch, 480, 640) for patch in paste(masks, boxes, 480, 640)]
     sides = boxes[:, 2:] - boxes[:, :2]
     areas = torch.from_numpy(coco_mask.area(runs).astype(numpy.float32))
-    assert torch.allclose(areas / sides.prod(dim=1), covered, atol=0.05)
+    assert torch.allclose(areas / sides.prod(dim=1), covered, atol=0.1)
 
 
 def test_the_result_set_is_like_a_trained_models() -> None:
@@ -130,9 +149,8 @@ def test_the_result_set_is_like_a_trained_models() -> None:
 
 
 @pytest.mark.usefixtures("same_reading")
-def test_torchvision_finds_what_ours_finds(batch) -> None:
+def test_torchvision_finds_what_ours_finds(batch, network) -> None:
     """The same weights give the same detections."""
-    network, _ = work_module.make_network(SMALL, batch)
     detector = peer_run.build(network, SMALL.config).eval()
     with torch.no_grad():
         found = find(network, batch.images, batch.sizes, batch.sizes, SMALL.config)
@@ -145,7 +163,7 @@ def test_torchvision_finds_what_ours_finds(batch) -> None:
 
 
 @pytest.mark.usefixtures("same_reading")
-def test_torchvisions_losses_are_ours(batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvisions_losses_are_ours(batch, network, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all anchors and proposals, so that chance decides nothing; without what the science says
     otherwise: anchors across the border count, and the loss of a box bends at 1/9. The masks that
     are to be learned are polygons in each region here, and bitmaps that are interpolated there.
@@ -154,7 +172,6 @@ def test_torchvisions_losses_are_ours(batch, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(box_head, "BETA", 1 / 9)
     every = {"rpn_batch_size": 1_000_000, "roi_batch_size": 1_000_000, "train_post_nms": 300}
     config = dataclasses.replace(SMALL.config, **every)
-    network, _ = work_module.make_network(SMALL, batch)
     detector = peer_run.build(network, config).train()
     with torch.no_grad():
         found = dict(zip(LOSSES, TrainingLosses(network, config)(batch).tolist(), strict=True))
@@ -165,8 +182,7 @@ def test_torchvisions_losses_are_ours(batch, monkeypatch: pytest.MonkeyPatch) ->
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_both_train_the_same_weights(batch) -> None:
-    network, _ = work_module.make_network(SMALL, batch)
+def test_both_train_the_same_weights(network) -> None:
     detector = peer_run.build(network, SMALL.config)
     ours, theirs = (
         work_module.optimizer_of(some, SMALL.config).param_groups for some in (network, detector)
@@ -183,14 +199,13 @@ def test_both_train_the_same_weights(batch) -> None:
     assert trained < num_all == len(list(detector.parameters()))
 
 
-def test_anchors_are_ours_in_maps_whose_size_no_stride_divides(batch) -> None:
+def test_anchors_are_ours_in_maps_whose_size_no_stride_divides(batch, network) -> None:
     """160 pixels make 3 rows of the coarsest map, from which torchvision would guess a stride."""
-    network, _ = work_module.make_network(SMALL, batch)
     detector = peer_run.build(network, SMALL.config)
     images, _ = detector.transform(peer_run.images_of(batch))
     maps = network(images.tensors)[0]
     first, second = detector.rpn.anchor_generator(images, maps)
-    expected = torch.cat(work_module.make_anchors(SMALL.config, maps))
+    expected = torch.cat(make_anchors(SMALL.config, maps))
     assert torch.equal(first, second) and torch.equal(first - HALF_OPEN, expected)
 
 
@@ -215,7 +230,7 @@ def test_masks_of_a_step_that_are_nearly_as_many_as_expected_count_as_equal(caps
             num_expected_masks=100,
             facts={},
         )
-        facts = work_module.json.loads(capsys.readouterr().out)["facts"]
+        facts = json.loads(capsys.readouterr().out)["facts"]
         assert facts["num_masks_of_step"] == counted
         assert facts["num_masks_of_inference"] == 7 and facts["num_regions_of_step"] == 8
 
@@ -259,6 +274,6 @@ def test_each_side_does_the_same_work_at_a_small_size(
 def test_the_first_step_of_the_reference_is_of_the_published_size() -> None:
     """What is compared by default: the issue's batch, in the reference configuration."""
     work = Work(seed=1)
-    config = dataclasses.replace(work.config, batch_size=work_module.REFERENCE.batch_size)
-    assert config == work_module.REFERENCE
+    config = dataclasses.replace(work.config, batch_size=REFERENCE.batch_size)
+    assert config == REFERENCE
     assert (work.batch_size, work.width, work.height) == (2, config.max_size, config.min_size)
