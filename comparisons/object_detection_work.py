@@ -83,13 +83,13 @@ class Work:
     """Proposals of an image that count in a step."""
     max_detections: int = REFERENCE.max_detections
     """Detections of an image, and masks of the one that they are pasted into."""
-    num_steps: int = 2
+    num_steps: int = 1
     """Training steps on the clock, and inferences of a batch."""
     num_pastings: int = 15
     """Of an image's masks, on the clock."""
     num_coco_images: int = 500
     """Images of the COCO evaluation."""
-    num_coco_calls: int = 3
+    num_coco_calls: int = 2
     """COCO evaluations on the clock, each of boxes and of masks."""
 
     @property

@@ -215,7 +215,7 @@ def check_trajectory(num_steps: int = 12, bound: float = 1e-8) -> tuple[float, .
         )
         optimizer.step(gradients, plain_training.plain_rate(config, step))
         found = (
-            abs(recording.losses[step] / float(total) - 1),
+            abs(recording.losses[step] / total.item() - 1),
             abs(norm(recording.gradients[step]) / norm(gradients) - 1),
             relative_difference(
                 [recording.weights[step][place] for place in order],
