@@ -57,6 +57,9 @@ def sample(
 
 
 def draw(values: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """So many of the values [N], each at most once, at random [count]."""
-    order = torch.randperm(len(values), generator=generator, device=values.device)
-    return values[order[:count]]
+    """So many of the values [N], each at most once, at random [count].
+
+    The generator is the CPU's, whatever the device: so the same are drawn on each.
+    """
+    order = torch.randperm(len(values), generator=generator)[:count]
+    return values[order.to(values.device, non_blocking=True)]

@@ -42,11 +42,11 @@ class TrainingLosses(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Mean losses of the batch in the order of LOSSES [5], float32; their sum is trained."""
         config = self.config
-        device = batch.images.device
         objects = batch.objects()
         boxes = [some.boxes for some in objects]
         seeds = batch.sampling_seeds.tolist()
-        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        # On the CPU wherever the rest is: the same draws on every device.
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
         maps, objectness, deltas = self.dense(normalize_pixels(batch.images, batch.sizes, config))
         anchors = make_anchors(config, maps)
