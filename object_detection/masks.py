@@ -43,11 +43,6 @@ class Outlines:
     first_polygon: Tensor
     """Where the polygons of each object begin, and of the last end [M + 1]."""
 
-    def to(self, device: torch.device) -> Outlines:
-        """The same on the device."""
-        parts = (self.corners, self.first_corner, self.first_polygon)
-        return Outlines(*(part.to(device, non_blocking=True) for part in parts))
-
     def select(self, objects: Tensor) -> tuple[Outlines, Tensor]:
         """The outlines of some objects [K], one may come more than once, and which of them each
         corner belongs to [E].
