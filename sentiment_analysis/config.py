@@ -122,7 +122,7 @@ MINI = Config(
 TINY = Config(
     preset="tiny",
     dataset="made-up",
-    quality_targets=(QualityTarget("accuracy", 85.0),),
+    quality_targets=(QualityTarget("accuracy", 89.0),),
     epochs_to_target=2,
     checkpoint_interval_s=0.2,
     embedding_size=16,
@@ -133,7 +133,7 @@ TINY = Config(
     eval_batch_size=32,
     made_up_vocabulary=400,
     made_up_reviews=1_000,
-    made_up_lengths=(1, 6, 12, 20, 60),
+    made_up_lengths=(1, 10, 20, 30, 60),
 )
 
 PRESETS = {

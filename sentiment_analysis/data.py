@@ -151,7 +151,7 @@ def made_up_length(config: Config, number: int) -> int:
 
 
 def make_up(config: Config, half: Half) -> Reviews:
-    """Made-up reviews with something to learn: one word in eight tells the label, mostly rightly.
+    """Made-up reviews with something to learn: one word in four tells the label, mostly rightly.
 
     Low ids are frequent, as in a real vocabulary. The last NUM_TELLING words before the unknown one
     tell: even ones a positive review, odd ones a negative one. Integer arithmetic only, so that
@@ -164,9 +164,9 @@ def make_up(config: Config, half: Half) -> Reviews:
     first, second, choice = draws.astype(numpy.int64)
     num_words = config.made_up_vocabulary
     words = (first % num_words) * (second % num_words) // num_words
-    tells = numpy.repeat(labels, lengths) ^ (choice // 8 % 8 == 0)  # one in eight tells wrongly
+    tells = numpy.repeat(labels, lengths) ^ (choice // 4 % 8 == 0)  # one in eight tells wrongly
     telling = (num_words - 1 - NUM_TELLING) // 2 * 2 + first % (NUM_TELLING // 2) * 2 + tells
-    words = numpy.where(choice % 8 == 0, telling, words)
+    words = numpy.where(choice % 4 == 0, telling, words)
     offsets = numpy.concatenate([[0], numpy.cumsum(lengths)])
     return Reviews(words.astype(numpy.uint16), offsets, labels)
 

@@ -10,7 +10,6 @@ the timed run, in five passes over the archive).
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import lzma
 import re
@@ -47,7 +46,8 @@ IMDB_VOCABULARY = 5_147
 """Words that v0.5 finds in the true archive, the unknown one included."""
 IMDB_MEMBER = re.compile(r"aclImdb/(train|test)/(pos|neg)/\d+_\d+\.txt")
 
-SNIPPETS_FILE = "movieReviewSnippets_GroundTruth.txt"
+SNIPPETS_ARCHIVE = "hutto_ICWSM_2014.tar.gz"
+SNIPPETS_MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 MIN_RATING = 1.0
 """Snippets rated nearer to zero than this are left out; ratings reach from -4 to 4."""
 TEST_PERIOD = 5
@@ -86,7 +86,7 @@ def split_words(text: bytes) -> list[bytes]:
 
 def source_file(config: Config, data_dir: Path) -> Path:
     """The file that the reviews come from. Raises UsageError where it is missing."""
-    name = {"imdb": IMDB_ARCHIVE, "movie-snippets": SNIPPETS_FILE}.get(config.dataset)
+    name = {"imdb": IMDB_ARCHIVE, "movie-snippets": SNIPPETS_ARCHIVE}.get(config.dataset)
     copies = sorted(data_dir.glob("aclImdb*.tar.*"))
     if name is None:
         if len(copies) == 1:
@@ -108,34 +108,47 @@ def read_archive(path: Path) -> Iterator[tuple[Half, int, bytes]]:
     The archive is a tar of the layout aclImdb/{train,test}/{pos,neg}/<id>_<stars>.txt, packed with
     gzip, bzip2 or xz. Raises UsageError where it is none, or is cut.
     """
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                found = IMDB_MEMBER.fullmatch(member.name)
-                if found and member.isfile():
-                    text = cast(IO[bytes], archive.extractfile(member)).read()
-                    label = POSITIVE if found[2] == "pos" else NEGATIVE
-                    yield cast(Half, found[1]), label, text
-    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); download it again") from error
+    for name, text in read_members(path, IMDB_MEMBER):
+        found = IMDB_MEMBER.fullmatch(name)
+        assert found
+        yield cast(Half, found[1]), POSITIVE if found[2] == "pos" else NEGATIVE, text
 
 
 def read_snippets(path: Path) -> Iterator[tuple[Half, int, bytes]]:
-    """Half, label and text of the snippets with a clear rating, in the order of the file.
+    """Half, label and text of VADER's movie snippets with a clear rating, in the order of the file.
 
-    Lines are `id <tab> mean rating <tab> text`. Raises UsageError where one is not.
+    Lines are `id <tab> mean rating <tab> text`. Raises UsageError where one is not, or where the
+    archive around the file cannot be read.
     """
     number = 0
-    for line in io.BytesIO(path.read_bytes()):
-        try:
-            _, rating_text, text = line.split(b"\t", 2)
-            rating = float(rating_text)
-        except ValueError as error:
-            raise UsageError(f"{path} is not VADER's file ({error}); download it again") from error
-        if abs(rating) >= MIN_RATING:
-            label = POSITIVE if rating > 0 else NEGATIVE
-            yield "train" if number % TEST_PERIOD else "test", label, text
-            number += 1
+    for _, table in read_members(path, re.compile(re.escape(SNIPPETS_MEMBER))):
+        for line in table.split(b"\r\n"):
+            if not line:
+                continue
+            try:
+                _, rating_text, text = line.split(b"\t", 2)
+                rating = float(rating_text)
+            except ValueError as error:
+                cause = f"{path}: {SNIPPETS_MEMBER} is not VADER's file ({error})"
+                raise UsageError(f"{cause}; download it again") from error
+            if abs(rating) >= MIN_RATING:
+                label = POSITIVE if rating > 0 else NEGATIVE
+                yield "train" if number % TEST_PERIOD else "test", label, text
+                number += 1
+
+
+def read_members(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the files of an archive whose names match, in one pass.
+
+    Raises UsageError where it is no archive, or is cut.
+    """
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                if wanted.fullmatch(member.name) and member.isfile():
+                    yield member.name, cast(IO[bytes], archive.extractfile(member)).read()
+    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); download it again") from error
 
 
 def number_words(

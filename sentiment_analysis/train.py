@@ -223,10 +223,7 @@ def log_recipe(run: Run, config: Config) -> None:
     run.log.event("embedding_size", config.embedding_size)
     run.log.event("num_filters", config.num_filters)
     run.log.event("filter_widths", list(config.filter_widths))
-    run.log.event("dropout", config.dropout)
-    run.log.event("initialization", config.initialization)
     run.log.event("input_order", config.batching)
-    run.log.event("word_cutoff", config.word_cutoff)
     run.log.event("eval_batch_size", config.eval_batch_size)
 
 
