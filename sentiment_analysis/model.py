@@ -144,7 +144,7 @@ class LargestWindow(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, *groups: Tensor) -> tuple[Tensor, Tensor]:
-        """table [W + 1, k, H], groups of windows [n, L, k] -> sums [N, H], winners [N, k, H]."""
+        """Table [W + 1, k, H], groups of windows [n, L, k] -> sums [N, H], winners [N, k, H]."""
         _, width, num_filters = table.shape
         offsets = torch.arange(width, device=table.device)
         sums, winners = [], []

@@ -8,6 +8,7 @@ one, so it is given epsilon with the correction undone.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class LazyAdam:
     def __init__(self, model: SequenceCNN, config: Config) -> None:
         self.embedding = model.embedding
         self.epsilon, self.beta2 = config.adam_epsilon, config.adam_beta2
-        settings = {
+        settings: dict[str, Any] = {
             "lr": config.learning_rate,
             "betas": (config.adam_beta1, config.adam_beta2),
             "eps": config.adam_epsilon,

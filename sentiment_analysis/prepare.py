@@ -265,9 +265,7 @@ def check_counts(
         raise UsageError(f"{cause}; please report this")
 
 
-def _write(
-    vocabulary: list[bytes], halves: dict[Half, Reviews], folder: Path, digest: str
-) -> None:
+def _write(vocabulary: list[bytes], halves: dict[Half, Reviews], folder: Path, digest: str) -> None:
     """Write all files under a temporary name; the folder gets its own when they are there."""
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a preparation that was killed

@@ -188,9 +188,7 @@ def set_dropout_seed(config: Config, seed: int, step: int) -> None:
         torch.manual_seed(derive_seed(seed, "dropout", step, torch_support.rank()))
 
 
-def parallel_and_compiled(
-    model: SequenceCNN, options: RunOptions, device: torch.device
-) -> Forward:
+def parallel_and_compiled(model: SequenceCNN, options: RunOptions, device: torch.device) -> Forward:
     """The forward pass as training calls it, warmed up on a made-up review.
 
     Over several processes it averages their gradients; with --compile it is compiled, once for
