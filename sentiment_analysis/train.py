@@ -191,14 +191,15 @@ def set_dropout_seed(config: Config, seed: int, step: int) -> None:
 def parallel_and_compiled(model: SequenceCNN, options: RunOptions, device: torch.device) -> Forward:
     """The forward pass as training calls it, warmed up on a made-up review.
 
-    Over several processes it averages their gradients; with --compile it is compiled, once for
-    all sizes of batch. The weights stay those of `model`.
+    Over several processes it averages their gradients. With --compile its products are compiled,
+    once for all numbers of words; the rest would be anew for each number of groups. The weights
+    stay those of `model`.
     """
     forward: Forward = model
+    if options.compile:
+        model.responses = torch.compile(model.responses, dynamic=True)  # type: ignore[method-assign]
     if torch_support.num_processes() > 1:
         forward = DistributedDataParallel(model)
-    if options.compile:
-        forward = torch.compile(forward, dynamic=True)
     words = torch.arange(min(8, len(model.embedding)), device=device)
     lengths = (5, 6)
     places = numpy.arange(sum(lengths)) % len(words)
