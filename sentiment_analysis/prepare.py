@@ -47,6 +47,7 @@ IMDB_VOCABULARY = 5_147
 IMDB_MEMBER = re.compile(r"aclImdb/(train|test)/(pos|neg)/\d+_\d+\.txt")
 
 SNIPPETS_ARCHIVE = "hutto_ICWSM_2014.tar.gz"
+SNIPPETS_SHA256 = "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa"
 SNIPPETS_MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 MIN_RATING = 1.0
 """Snippets rated nearer to zero than this are left out; ratings reach from -4 to 4."""
@@ -147,7 +148,8 @@ def read_members(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, byt
             for member in archive:
                 if wanted.fullmatch(member.name) and member.isfile():
                     yield member.name, cast(IO[bytes], archive.extractfile(member)).read()
-    except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+    except (OSError, EOFError, TypeError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+        # TypeError: what tarfile makes of an archive that is cut within gzip's first header.
         raise UsageError(f"{path} cannot be read ({error}); download it again") from error
 
 
@@ -231,9 +233,11 @@ def prepare(config: Config, data_dir: Path) -> None:
         return
     source = source_file(config, data_dir)
     digest = file_digest(source)
-    if config.dataset == "imdb" and digest != IMDB_SHA256:
-        cause = f"{source}: expected sha256 {IMDB_SHA256}, found {digest}"
-        raise UsageError(f"{cause}; download it again, or take --dataset imdb-copy")
+    expected = {"imdb": IMDB_SHA256, "movie-snippets": SNIPPETS_SHA256}.get(config.dataset, digest)
+    if digest != expected:
+        other = ", or take --dataset imdb-copy" if config.dataset == "imdb" else ""
+        cause = f"{source}: expected sha256 {expected}, found {digest}"
+        raise UsageError(f"{cause}; download it again{other}")
     print(f"preparing {source}", file=sys.stderr)
     reader = read_snippets if config.dataset == "movie-snippets" else read_archive
     vocabulary, halves = number_words(reader(source), config)

@@ -90,8 +90,8 @@ MUTATIONS = {
     # --- optimiser ---
     "dense Adam": Mutation(
         optimizer,
-        "words.unsqueeze(0), gradient[words], gradient.shape",
-        "torch.arange(len(gradient)).unsqueeze(0), gradient, gradient.shape",
+        "        assert gradient is not None\n",
+        "        assert gradient is not None\n        words = torch.arange(len(gradient))\n",
         checks.check_lazy_adam,
     ),
     "rows without a gradient rest": Mutation(
