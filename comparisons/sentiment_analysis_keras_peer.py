@@ -51,6 +51,8 @@ def main() -> None:
         with tf.GradientTape() as tape:
             loss = loss_of(labels, model(tokens, lengths, training=True))
         gradients = tape.gradient(loss, model.trainable_variables)
+        # The embedding's is a row for each token; Keras's Adam would square rows of one word apart.
+        gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss
 
