@@ -44,15 +44,9 @@ def main() -> None:
     paddle.enable_static()
     network = Network(work, paddle)
 
-    def step(batch: Batch) -> float:
-        (loss,) = network.run(network.training, batch, [network.loss])
-        return float(loss)
-
     def answer(batches: Sequence[Batch]) -> FloatArray:
-        parts = [
-            network.run(network.evaluation, batch, [network.probabilities])[0] for batch in batches
-        ]
-        logarithms = numpy.log(numpy.concatenate(parts))
+        probabilities = numpy.concatenate([network.predict(batch) for batch in batches])
+        logarithms = numpy.log(probabilities)
         return logarithms[:, 0] - logarithms[:, 1]
 
     parameters = network.training.all_parameters()
@@ -62,7 +56,7 @@ def main() -> None:
     )
     measure(
         work,
-        step=step,
+        step=network.train,
         answer=answer,
         facts={
             "num_words": shapes["embedding"][0],
@@ -74,7 +68,7 @@ def main() -> None:
             "num_parameters": sum(math.prod(shape) for shape in shapes.values()),
             "learning_rate": LEARNING_RATE,
             "adam_betas": [round(update.attr(name), 6) for name in ("beta1", "beta2")],  # float32
-            "adam_epsilon": round(update.attr("epsilon"), 12),
+            "adam_epsilon": EPSILON,
             "num_threads": NUM_THREADS,
         },
     )
@@ -84,7 +78,7 @@ class Network:
     """v0.5's network with its loss and optimizer, as programs that Paddle can run."""
 
     def __init__(self, work: Work, paddle: Any) -> None:
-        self.paddle = paddle
+        self.paddle, self.num_steps = paddle, 0
         startup, self.training = paddle.static.Program(), paddle.static.Program()
         self.executor = paddle.static.Executor(paddle.CPUPlace())
         named = paddle.ParamAttr
@@ -120,7 +114,9 @@ class Network:
                 self.probabilities, labels, use_softmax=False
             )
             self.evaluation = self.training.clone(for_test=True)
-            adam = paddle.optimizer.Adam(LEARNING_RATE, BETA_1, BETA_2, EPSILON, lazy_mode=True)
+            # 2.6.2 multiplies epsilon by the root of the bias correction, Paddle of 2018 did not.
+            epsilon = paddle.static.data("epsilon", [1], "float32")
+            adam = paddle.optimizer.Adam(LEARNING_RATE, BETA_1, BETA_2, epsilon, lazy_mode=True)
             adam.minimize(self.loss)
         advance_beta_powers_last(self.training)
         self.executor.run(startup)
@@ -139,15 +135,28 @@ class Network:
             assert tuple(tensor.shape()) == value.shape, name
             tensor.set(value, self.paddle.CPUPlace())
 
-    def run(self, program: Any, batch: Batch, fetched: Sequence[Any]) -> list[FloatArray]:
+    def train(self, batch: Batch) -> float:
+        """A step; returns the loss from before it."""
+        self.num_steps += 1
+        epsilon = EPSILON / math.sqrt(1 - BETA_2**self.num_steps)
+        feed = {"epsilon": numpy.array([epsilon], numpy.float32)}
+        return float(self.run(self.training, batch, self.loss, feed))
+
+    def predict(self, batch: Batch) -> FloatArray:
+        """Probabilities [N, 2]."""
+        return self.run(self.evaluation, batch, self.probabilities, {})
+
+    def run(self, program: Any, batch: Batch, fetched: Any, feed: dict[str, Any]) -> FloatArray:
         """Run a program on a batch; returns what is fetched."""
         tokens = self.paddle.base.create_lod_tensor(
             numpy.concatenate(batch.texts),
             [[len(text) for text in batch.texts]],
             self.paddle.CPUPlace(),
         )
-        feed = {"tokens": tokens, "labels": batch.labels[:, None]}
-        return list(self.executor.run(program, feed=feed, fetch_list=list(fetched)))
+        feed = {"tokens": tokens, "labels": batch.labels[:, None], **feed}
+        values: FloatArray
+        (values,) = self.executor.run(program, feed=feed, fetch_list=[fetched])
+        return values
 
 
 def advance_beta_powers_last(program: Any) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -143,7 +144,7 @@ def write_reviews(work: Work) -> None:
     )
     train, test = make_up(config, "train"), make_up(config, "test")
     num_test = work.num_test_batches + work.num_more_test_batches
-    arrays = {}
+    arrays: dict[str, IntArray] = {}
     for half, reviews, order, count in (
         ("train", train, epoch_order(train.lengths, config, 0, 1), 1 + work.num_steps),
         ("test", test, numpy.argsort(test.lengths, kind="stable"), num_test),
@@ -246,7 +247,8 @@ def measure(
     differences, evaluation_s = timed(lambda: (evaluate or answer)(evaluated))
     if evaluate:
         differences = answer(shared)
-    losses, steps_s = zip(*(timed(lambda batch=batch: step(batch)) for batch in train), strict=True)
+    steps = [timed(functools.partial(step, batch)) for batch in train]
+    losses, steps_s = zip(*steps, strict=True)
     found = {"losses": numpy.array(losses), "logit_differences": numpy.array(differences)}
     agree(work, found)
 
