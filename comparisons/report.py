@@ -25,7 +25,7 @@ from harness.options import REPOSITORY, default_options, exit_with, one_line_err
 README = REPOSITORY / "comparisons" / "README.md"
 BEGIN = "<!-- {}: made by python -m comparisons.report -->"
 END = "<!-- end of {} -->"
-FRAMEWORKS = ("torch", "torchvision", "tensorflow", "keras")
+FRAMEWORKS = ("torch", "torchvision", "tensorflow", "keras", "paddlepaddle")
 
 Record = Mapping[str, Any]
 

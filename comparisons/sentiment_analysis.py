@@ -2,9 +2,9 @@
 
     .venv/bin/python -m comparisons.sentiment_analysis
 
-Training steps and evaluation in the reference configuration and float32, on made-up reviews with
-IMDB's lengths; nothing is trained to a target. comparisons/README.md says what is not equal. Keras
-is in requirements-dev.txt; where PaddlePaddle's environment cannot be made it is left out.
+Training steps and evaluation in the reference configuration and float32, on made-up reviews about
+as long as IMDB's; nothing is trained to a target. comparisons/README.md says what is not equal.
+Keras is in requirements-dev.txt; where PaddlePaddle's environment cannot be made it is left out.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def main() -> None:
         with tf.GradientTape() as tape:
             loss = loss_of(labels, model(tokens, lengths, training=True))
         gradients = tape.gradient(loss, model.trainable_variables)
-        # The embedding's is a row for each token; Keras's Adam would square rows of one word apart.
+        # The embedding's is a row for each token; with those the next loss is not the others'.
         gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss

@@ -54,7 +54,7 @@ class Work:
     folder: Path
     """Where the reviews and what programs found lie."""
     num_words: int = 5_147
-    """V; this and the reviews' lengths are IMDB's."""
+    """V; as IMDB's."""
     num_reviews: int = 25_000
     """Made-up reviews of each half, out of which batches are taken."""
     longest: int = 2_469
@@ -134,13 +134,16 @@ def write_reviews(work: Work) -> None:
     from sentiment_analysis.config import REFERENCE
     from sentiment_analysis.data import epoch_order, make_up, texts_of
 
-    shortening = work.longest / max(REFERENCE.made_up_lengths)
+    shortening = work.longest / REFERENCE.made_up_lengths[-1][1]
     config = dataclasses.replace(
         REFERENCE,
         batch_size=work.batch_size,
         made_up_vocabulary=work.num_words,
         made_up_reviews=work.num_reviews,
-        made_up_lengths=tuple(max(1, int(n * shortening)) for n in REFERENCE.made_up_lengths),
+        made_up_lengths=tuple(
+            (percent, max(1, int(length * shortening)))
+            for percent, length in REFERENCE.made_up_lengths
+        ),
     )
     train, test = make_up(config, "train"), make_up(config, "test")
     num_test = work.num_test_batches + work.num_more_test_batches

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from harness import torch_support
@@ -68,30 +67,15 @@ class Batch:
     reviews: Tensor  # [N] int64: place of each in its half of the data set
     step_words: Tensor  # distinct words of the whole step, those of other processes included
 
-    def to(self, device: torch.device) -> Batch:
-        """A copy on a device."""
-        return Batch(
-            self.words.to(device),
-            [windows.to(device) for windows in self.groups],
-            self.labels.to(device),
-            self.reviews.to(device),
-            self.step_words.to(device),
-        )
 
+def prepared(config: Config, options: RunOptions) -> Path | None:
+    """The folder of the prepared reviews; None where they are made up.
 
-def check_files(config: Config, options: RunOptions) -> None:
-    """Raises UsageError where the data set is not there, not prepared, or cut."""
-    if not is_made_up(config, options):
-        load(config, options)  # opens each array: its header and size must be right
-
-
-def is_made_up(config: Config, options: RunOptions) -> bool:
-    """Whether the reviews are made up."""
-    return options.synthetic_data or config.dataset == "made-up"
-
-
-def _folder(config: Config, options: RunOptions) -> Path:
-    """Where the prepared reviews lie. Raises UsageError where they do not."""
+    Raises UsageError where the data set is not there or not prepared. It reads the whole archive,
+    for its digest: not for the clock.
+    """
+    if options.synthetic_data or config.dataset == "made-up":
+        return None
     folder = find_prepared(config, options.data_dir)
     if folder is None:
         source = source_file(config, options.data_dir)
@@ -103,24 +87,23 @@ def _folder(config: Config, options: RunOptions) -> Path:
     return folder
 
 
-def sizes(config: Config, options: RunOptions) -> Sizes:
-    """How many words and reviews there are, without reading any."""
-    if is_made_up(config, options):
+def sizes(config: Config, folder: Path | None) -> Sizes:
+    """How many words and reviews there are in `prepared`'s folder, without reading any."""
+    if folder is None:
         count = config.made_up_reviews
-        num_words = sum(made_up_length(config, number) for number in range(count))
-        return Sizes(config.made_up_vocabulary, count, count, num_words)
-    meta = json.loads((_folder(config, options) / "meta.json").read_text())
+        num_train_words = int(made_up_lengths(config).sum())
+        return Sizes(config.made_up_vocabulary, count, count, num_train_words)
+    meta = json.loads((folder / "meta.json").read_text())
     return Sizes(**{name: meta[name] for name in Sizes._fields})
 
 
-def load(config: Config, options: RunOptions) -> dict[Half, Reviews]:
-    """Both halves, memory-mapped; or made-up reviews.
+def load(config: Config, folder: Path | None) -> dict[Half, Reviews]:
+    """Both halves out of `prepared`'s folder, memory-mapped; or made-up reviews.
 
-    Raises UsageError where a file is missing or is not whole.
+    Raises UsageError where a file is missing or is not whole: each header and size must be right.
     """
-    if is_made_up(config, options):
+    if folder is None:
         return {"train": make_up(config, "train"), "test": make_up(config, "test")}
-    folder = _folder(config, options)
     try:
         return {half: _load_half(folder, half) for half in ("train", "test")}
     except (OSError, ValueError) as error:
@@ -133,21 +116,23 @@ def _load_half(folder: Path, half: Half) -> Reviews:
     return Reviews(*arrays)
 
 
-def vocabulary(config: Config, options: RunOptions) -> list[bytes]:
+def vocabulary(config: Config, folder: Path | None) -> list[bytes]:
     """The words by their ids; made-up words are numbers."""
-    if is_made_up(config, options):
+    if folder is None:
         numbers = range(config.made_up_vocabulary - 1)
         return [*(str(number).encode() for number in numbers), UNKNOWN_WORD]
-    return (_folder(config, options) / "vocabulary.txt").read_bytes().split(b"\n")[:-1]
+    return (folder / "vocabulary.txt").read_bytes().split(b"\n")[:-1]
 
 
-def made_up_length(config: Config, number: int) -> int:
-    """Words of made-up review `number`: the quantiles of the lengths, gone through evenly."""
-    quantiles = config.made_up_lengths
-    position = number * 7919 % config.made_up_reviews * (len(quantiles) - 1)
-    below, rest = divmod(position, config.made_up_reviews)
-    step = quantiles[below + 1] - quantiles[below]
-    return quantiles[below] + step * rest // config.made_up_reviews
+def made_up_lengths(config: Config) -> IntArray:
+    """Words of each made-up review [N], with the configuration's quantiles, straight between."""
+    count = config.made_up_reviews
+    percents, quantiles = map(numpy.array, zip(*config.made_up_lengths, strict=True))
+    rank = numpy.arange(count) * 7919 % count  # long and short ones mixed
+    bounds = percents * count
+    below = numpy.searchsorted(bounds, 100 * rank, side="right") - 1
+    rise = numpy.diff(quantiles)[below] * (100 * rank - bounds[below])
+    return quantiles[below] + rise // numpy.diff(bounds)[below]
 
 
 def make_up(config: Config, half: Half) -> Reviews:
@@ -157,7 +142,7 @@ def make_up(config: Config, half: Half) -> Reviews:
     tell: even ones a positive review, odd ones a negative one. Integer arithmetic only, so that
     they are the same everywhere.
     """
-    lengths = numpy.array([made_up_length(config, n) for n in range(config.made_up_reviews)])
+    lengths = made_up_lengths(config)
     labels = numpy.arange(config.made_up_reviews) * 2 // config.made_up_reviews
     stream = numpy.random.PCG64(derive_seed(MADE_UP_SEED, "made-up", half))
     draws = stream.random_raw(3 * int(lengths.sum())).reshape(3, -1) >> numpy.uint64(32)
@@ -248,27 +233,26 @@ def make_windows(
     has its last window again in the places left: that changes no maximum. Returns [n, L, K] each.
     """
     left, right = window_reach(filter_widths)
-    ends = numpy.cumsum(lengths)
+    reach = torch.arange(-left, right + 1, device=device)  # [K]
+    all_places = on(device, places)
+    all_lengths = on(device, numpy.asarray(lengths))
+    all_starts = all_lengths.cumsum(0) - all_lengths
     groups = []
     first = 0
     while first < len(lengths):
-        size = 1
-        while first + size < len(lengths) and (
-            (size + 1) * lengths[first + size] <= WINDOWS_PER_GROUP[device.type]
+        stop = first + 1
+        while stop < len(lengths) and (
+            (stop + 1 - first) * lengths[stop] <= WINDOWS_PER_GROUP[device.type]
         ):
-            size += 1
-        longest = lengths[first + size - 1]
-        padded = numpy.full((size, left + longest + right), outside)
-        last = numpy.empty((size, 1), numpy.int64)
-        for row, (end, length) in enumerate(
-            zip(ends[first : first + size], lengths[first : first + size], strict=True)
-        ):
-            padded[row, left : left + length] = places[end - length : end]
-            last[row] = length - 1
-        windows = sliding_window_view(padded, left + 1 + right, axis=1)  # [n, L, K]
-        position = numpy.minimum(numpy.arange(longest), last)  # [n, L]
-        groups.append(on(device, numpy.take_along_axis(windows, position[..., None], axis=1)))
-        first += size
+            stop += 1
+        length = all_lengths[first:stop, None, None]  # [n, 1, 1]
+        position = torch.arange(lengths[stop - 1], device=device)[:, None]  # [L, 1]
+        seen = position.minimum(length - 1) + reach  # [n, L, K] places in the review
+        is_inside = (seen >= 0) & (seen < length)
+        start = all_starts[first:stop, None, None]
+        words = all_places[start + seen.clamp(min=0).minimum(length - 1)]
+        groups.append(words.where(is_inside, outside))
+        first = stop
     return groups
 
 

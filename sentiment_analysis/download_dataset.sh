@@ -24,7 +24,7 @@ fetch_imdb() {
 
 # The snippets lie in an archive within VADER's source archive, a file that PyPI keeps for good.
 fetch_snippets() {
-  local archive=vaderSentiment-2.5.tar.gz archive_bytes=2451781 unpacked_bytes=20000000
+  local archive=vaderSentiment-2.5.tar.gz archive_bytes=2451781 unpacked_bytes=2338514
   local inner=hutto_ICWSM_2014.tar.gz folder=vaderSentiment-2.5/additional_resources
   dataset_find_missing "$archive"
   dataset_need pip tar

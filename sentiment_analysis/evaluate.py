@@ -18,6 +18,7 @@ from sentiment_analysis.model import SequenceCNN
 from sentiment_analysis.prepare import Reviews
 
 REVIEWS_AT_A_TIME = 1024
+"""Reviews whose windows are made together: enough for groups of like length."""
 
 
 def accuracies(is_right: Tensor, batch_size: int) -> dict[str, float]:
@@ -35,26 +36,24 @@ def evaluate(
     reviews: Reviews,
     config: Config,
     device: torch.device,
-    max_reviews: int | None = None,
 ) -> dict[str, float]:
     """Accuracies in percent over all reviews of all processes, each review once.
 
     What each word gives at each place of each filter is computed once for the whole vocabulary, in
-    float32. With `max_reviews` only that many are gone through and counted, which is for timing.
+    float32.
     """
     was_training = model.training
     model.eval()
     num_words = len(model.embedding)
     responses = model.responses(torch.arange(num_words, device=device))
-    num_reviews = min(len(reviews), max_reviews or len(reviews))
     # Reviews of like length are near one another, and each process has as many long ones.
-    order = numpy.argsort(reviews.lengths[:num_reviews], kind="stable")
+    order = numpy.argsort(reviews.lengths, kind="stable")
     mine = order[torch_support.rank() :: torch_support.num_processes()]
-    is_right = torch.zeros(num_reviews, dtype=torch.int64, device=device)
+    is_right = torch.zeros(len(reviews), dtype=torch.int64, device=device)
     for start in range(0, len(mine), REVIEWS_AT_A_TIME):
         chosen = mine[start : start + REVIEWS_AT_A_TIME]
         texts = texts_of(reviews, chosen)
-        places = numpy.concatenate(texts).astype(numpy.int64)
+        places = numpy.concatenate(texts)
         lengths = list(map(len, texts))
         groups = make_windows(places, lengths, num_words, config.filter_widths, device)
         answers = model.classify(responses, groups).argmax(dim=1)

@@ -8,10 +8,11 @@ Takes its arguments, or else each line of stdin, as a review.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,12 +25,12 @@ from torch import Tensor
 from harness import torch_support
 from harness.checkpoint import newest_checkpoint
 from harness.errors import UsageError
-from harness.options import default_options, exit_with, one_line_errors, parse_command_line
+from harness.options import default_options, exit_with, one_line_errors
 from harness.plot import newest_run
 from sentiment_analysis import data
 from sentiment_analysis.config import NEGATIVE, POSITIVE, PRESETS
 from sentiment_analysis.model import SequenceCNN
-from sentiment_analysis.prepare import split_words
+from sentiment_analysis.prepare import UNKNOWN_WORD, split_words
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,23 @@ class Finding:
 
 
 @torch.no_grad()
-def explain(model: SequenceCNN, words: Sequence[bytes], vocabulary: Sequence[bytes]) -> Finding:
+def explain(model: SequenceCNN, words: Sequence[bytes], ids_of: Mapping[bytes, int]) -> Finding:
     """Classify one review of at least one word, and share the decision out to its windows.
+
+    ids_of: the id of each word of the vocabulary, the unknown word's too.
 
     The difference of the two logits is a sum over filters, and each filter's value comes from the
     one window where it is largest: a window weighs what the filters that it won add to it.
     """
-    numbers = {word: number for number, word in enumerate(vocabulary[:-1])}
-    unknown = len(vocabulary) - 1
-    ids = numpy.array([numbers.get(word, unknown) for word in words])
+    unknown = ids_of[UNKNOWN_WORD]
+    ids = numpy.array([ids_of.get(word, unknown) for word in words])
     known, places = numpy.unique(ids, return_inverse=True)
     device = torch.device("cpu")
     (windows,) = data.make_windows(places, [len(ids)], len(known), model.filter_widths, device)
-    responses = model.responses(torch.from_numpy(known))
-    logits = model.classify(responses, [windows])[0]  # [2]
+    pooled = model.pool(model.responses(torch.from_numpy(known)), [windows])
+    logits = model.output(torch.cat([values for values, _ in pooled], dim=1))[0]  # [2]
     margins = model.output.weight[POSITIVE] - model.output.weight[NEGATIVE]  # [filters of all]
     weight_of: dict[tuple[int, int], float] = {}
-    pooled = model.pool(responses, [windows])
     for (values, winners), width, margin in zip(
         pooled, model.filter_widths, margins.split(model.filters[0].shape[1]), strict=True
     ):
@@ -105,8 +106,8 @@ def winning_positions(
     return is_winner.int().argmax(dim=0).tolist()
 
 
-def load_model(run: Path, preset: str) -> tuple[SequenceCNN, list[bytes]]:
-    """The model of a run's newest checkpoint, and its vocabulary.
+def load_model(run: Path, preset: str) -> tuple[SequenceCNN, dict[bytes, int]]:
+    """The model of a run's newest checkpoint, and the ids of its words.
 
     Raises UsageError where the run has no whole checkpoint, is of another preset or was trained on
     made-up data, or where its data is not there any more.
@@ -120,10 +121,10 @@ def load_model(run: Path, preset: str) -> tuple[SequenceCNN, list[bytes]]:
         raise UsageError(f"{run} is a run of {values['preset']}; give that preset")
     if stored["options"]["synthetic_data"]:
         raise UsageError(f"{run} was trained on made-up data; name another run")
-    arguments = [preset, "--word-cutoff", str(values["word_cutoff"])]
-    arguments += ["--vocabulary-from", values["vocabulary_from"], "--dataset", values["dataset"]]
-    config, options = parse_command_line("sentiment_analysis", PRESETS, arguments)
-    vocabulary = data.vocabulary(config, options)
+    fields = ("dataset", "word_cutoff", "vocabulary_from")
+    config = dataclasses.replace(PRESETS[preset][1], **{name: values[name] for name in fields})
+    options = default_options("sentiment_analysis", preset)
+    vocabulary = data.vocabulary(config, data.prepared(config, options))
     if len(vocabulary) != stored["derived"]["num_words"]:
         cause = f"{run} knows {stored['derived']['num_words']} words, the data {len(vocabulary)}"
         raise UsageError(f"{cause}; set DATA_DIR to the data that it was trained on")
@@ -132,7 +133,7 @@ def load_model(run: Path, preset: str) -> tuple[SequenceCNN, list[bytes]]:
     )
     state = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
-    return model.eval(), vocabulary
+    return model.eval(), {word: number for number, word in enumerate(vocabulary)}
 
 
 def show(text: str, finding: Finding, words: Sequence[bytes], num_windows: int) -> None:
@@ -159,14 +160,14 @@ def main(arguments: list[str] | None = None) -> int:
         defaults = default_options("sentiment_analysis", options.preset)
         runs = options.run or defaults.results_dir / "sentiment_analysis" / options.preset
         run = newest_run(runs, needs="checkpoints/*.json")
-        model, vocabulary = load_model(run, options.preset)
+        model, ids_of = load_model(run, options.preset)
         torch_support.set_up(torch.device("cpu"), 0)
         print(f"model: {run}", file=sys.stderr)
         texts: Iterable[str] = options.texts or (line.rstrip("\n") for line in sys.stdin)
         for text in texts:
             words = split_words(text.encode(errors="surrogateescape"))
             if words:
-                show(text, explain(model, words, vocabulary), words, options.num_windows)
+                show(text, explain(model, words, ids_of), words, options.num_windows)
             else:
                 print(f"no words  -  {text}")
     except UsageError as error:

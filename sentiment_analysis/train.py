@@ -55,8 +55,9 @@ def train(config: Config, options: RunOptions) -> int:
     device = torch_support.choose_device(options)
     if options.num_workers:
         raise UsageError("batches are cut by the training process; leave --num-workers at 0")
-    data.check_files(config, options)
-    sizes = data.sizes(config, options)
+    folder = data.prepared(config, options)
+    data.load(config, folder)  # whole, or an error before anything is written
+    sizes = data.sizes(config, folder)
     check_share(config, sizes)
 
     with Run("sentiment_analysis", config, options) as run:
@@ -95,7 +96,7 @@ def train(config: Config, options: RunOptions) -> int:
         # --- The clock runs -----------------------------------------------------------------
         run.start()
         with run.phase("input"):
-            halves = data.load(config, options)
+            halves = data.load(config, folder)
         train_reviews, test_reviews = halves["train"], halves["test"]
         run.log.event("preproc_vocab_size", sizes.num_words)
         run.log.event(constants.TRAIN_SAMPLES, len(train_reviews))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlperf_logging.compliance_checker import mlp_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,6 +132,50 @@ def losses(folder: Path) -> bytes:
 def loss_values(folder: Path) -> list[float]:
     """A run's losses, step by step."""
     return [float(line.split(",")[1]) for line in losses(folder).decode().split()]
+
+
+def torch_state(folder: Path) -> dict[str, Any]:
+    """Weights, and running statistics where there are any, of a run's last checkpoint."""
+    import torch
+
+    path = max(folder.glob("checkpoints/*.pt"))
+    model: dict[str, Any] = torch.load(path, weights_only=True)["model"]
+    return model
+
+
+def assert_same_torch_training(folder: Path, expected: Path) -> None:
+    """Losses, last state and evaluations, bit for bit."""
+    assert losses(folder) == losses(expected)
+    ours, others = torch_state(folder), torch_state(expected)
+    assert ours.keys() == others.keys()
+    assert all(value.equal(others[name]) for name, value in ours.items())
+    records = [json.loads((path / "run.json").read_text()) for path in (folder, expected)]
+    one, other = ([(e["step"], e["quality"]) for e in r["evaluations"]] for r in records)
+    assert one == other
+
+
+@contextlib.contextmanager
+def disk_of(size: str, parent: Path) -> Iterator[Path]:
+    """A file system of a size, as mount has it (`8m`); skips the test where none can be made."""
+    folder = parent / "small disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder: Path, leave_bytes: int) -> None:
+    """Take the room of a file system, but for about so much."""
+    ballast = os.open(folder / "ballast", os.O_CREAT | os.O_WRONLY)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(ballast, b"x" * 1024)
+    os.truncate(folder / "ballast", max(0, os.fstat(ballast).st_size - leave_bytes))
+    os.close(ballast)
 
 
 def seconds_to_react(done: subprocess.CompletedProcess[str], ended_s: float) -> float:

@@ -12,7 +12,8 @@ import torch
 from harness.options import REPOSITORY
 
 # Their asserts explain themselves as those of the test files do.
-pytest.register_assert_rewrite("sentiment_analysis.tests.checks")
+for name in ("checks", "paddle_checks", "preparation_checks", "training_checks"):
+    pytest.register_assert_rewrite(f"sentiment_analysis.tests.{name}")
 
 
 @pytest.fixture(autouse=True, scope="session")

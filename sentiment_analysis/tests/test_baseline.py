@@ -18,9 +18,8 @@ def reviews(tmp_path_factory):
     if result.returncode == 1:
         pytest.skip("PyPI cannot be reached")
     prepare(MINI, folder)
-    return data.load(MINI, RunOptions(data_dir=folder)), data.sizes(
-        MINI, RunOptions(data_dir=folder)
-    )
+    prepared = data.prepared(MINI, RunOptions(data_dir=folder))
+    return data.load(MINI, prepared), data.sizes(MINI, prepared)
 
 
 def word_counts(half, num_words):

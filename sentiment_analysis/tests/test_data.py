@@ -108,12 +108,16 @@ def test_made_up_reviews_are_the_same_everywhere(half):
     assert digest.hexdigest() == MADE_UP_DIGESTS["tiny", half]
 
 
+def test_made_up_imdb_is_about_as_long_as_the_real_one():
+    """Real reviews have 232.9 words in the mean, as the card's copy of them says."""
+    assert 225 < data.made_up_lengths(REFERENCE).mean() < 245
+
+
 @pytest.mark.parametrize("config", [TINY, MINI], ids=["tiny", "mini"])
 def test_made_up_reviews_have_the_stated_shape(config):
-    options = RunOptions(synthetic_data=True)
-    halves = data.load(config, options)
-    sizes = data.sizes(config, options)
-    assert len(data.vocabulary(config, options)) == sizes.num_words == config.made_up_vocabulary
+    assert data.prepared(config, RunOptions(synthetic_data=True)) is None
+    halves, sizes = data.load(config, None), data.sizes(config, None)
+    assert len(data.vocabulary(config, None)) == sizes.num_words == config.made_up_vocabulary
     assert sizes.num_train == len(halves["train"]) == config.made_up_reviews
     assert sizes.num_test == len(halves["test"])
     assert sizes.num_train_words == len(halves["train"].tokens)
@@ -121,11 +125,8 @@ def test_made_up_reviews_have_the_stated_shape(config):
     for reviews in halves.values():
         assert int(reviews.tokens.max()) < sizes.num_words
         quantiles = numpy.quantile(reviews.lengths, numpy.linspace(0, 1, 11))
-        wanted = numpy.interp(
-            numpy.linspace(0, 1, 11),
-            numpy.linspace(0, 1, len(config.made_up_lengths)),
-            config.made_up_lengths,
-        )
+        percents, lengths = zip(*config.made_up_lengths, strict=True)
+        wanted = numpy.interp(numpy.linspace(0, 100, 11), percents, lengths)
         assert numpy.abs(quantiles - wanted).max() <= 1.01
         assert reviews.labels.tolist() == sorted(reviews.labels.tolist())  # positives first
         assert int(reviews.labels.sum()) == len(reviews) // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sentiment_analysis import data, evaluate, model, optimizer, prepare, train
-from sentiment_analysis.tests import checks
+from sentiment_analysis.tests import checks, paddle_checks, preparation_checks, training_checks
 from tests.mutations import Mutation, assert_caught, assert_right_source_passes
 
 pytestmark = pytest.mark.usefixtures("torch_state")
@@ -34,7 +34,7 @@ MUTATIONS = {
         model,
         "nn.functional.elu(sums + bias)",
         "nn.functional.elu(sums) + bias",
-        checks.check_paddle_forward,
+        paddle_checks.check_paddle_forward,
     ),
     "the smallest for the largest": Mutation(
         model,
@@ -99,7 +99,7 @@ MUTATIONS = {
         "        gradient = self.embedding.grad\n        assert gradient is not None\n",
         "        gradient = self.embedding.grad\n        assert gradient is not None\n"
         "        words = words[(gradient[words] != 0).any(dim=1)]\n",
-        checks.check_paddle_training_exactly,
+        paddle_checks.check_paddle_training_exactly,
     ),
     "epsilon inside the correction": Mutation(
         optimizer,
@@ -114,25 +114,25 @@ MUTATIONS = {
         optimizer,
         "(config.adam_beta1, config.adam_beta2)",
         "(config.adam_beta2, config.adam_beta1)",
-        checks.check_paddle_training,
+        paddle_checks.check_paddle_training,
     ),
     "weight decay": Mutation(
         optimizer,
         "fused=True)",
         "fused=True, weight_decay=1e-3)",
-        checks.check_paddle_training,
+        paddle_checks.check_paddle_training,
     ),
     # --- data ---
     "padding in the last windows": Mutation(
         data,
-        "position = numpy.minimum(numpy.arange(longest), last)",
-        "position = numpy.arange(longest) + 0 * last",
+        "seen = position.minimum(length - 1) + reach",
+        "seen = position + 0 * length + reach",
         checks.check_convolution,
     ),
     "reviews begin with their second word": Mutation(
         data,
-        "= places[end - length : end]",
-        "= numpy.roll(places[end - length : end], -1)",
+        "= on(device, places)",
+        "= on(device, numpy.roll(places, -1))",
         checks.check_batches,
     ),
     "labels swapped": Mutation(
@@ -196,67 +196,72 @@ MUTATIONS = {
         prepare,
         "counts[number] > config.word_cutoff",
         "counts[number] >= config.word_cutoff",
-        checks.check_vocabulary,
+        preparation_checks.check_vocabulary,
     ),
     "vocabulary of the train half": Mutation(
         prepare,
         'HALVES if config.vocabulary_from == "train_and_test" else ("train",)',
         '("train",)',
-        checks.check_vocabulary,
+        preparation_checks.check_vocabulary,
     ),
     "equals by first appearance": Mutation(
         prepare,
         "(-counts[number], words[number])",
         "-counts[number]",
-        checks.check_vocabulary,
+        preparation_checks.check_vocabulary,
     ),
     "unknown word first": Mutation(
         prepare,
         "return [*(words[number] for number in kept), UNKNOWN_WORD], halves",
         "return [UNKNOWN_WORD, *(words[number] for number in kept)], halves",
-        checks.check_vocabulary,
+        preparation_checks.check_vocabulary,
     ),
     "unknown words dropped": Mutation(
         prepare,
         "by_label = [(label, ids) for label in (POSITIVE, NEGATIVE) for ids in found[half, label]]",
         "by_label = [(label, ids[new_ids[ids] < len(kept)])"
         " for label in (POSITIVE, NEGATIVE) for ids in found[half, label]]",
-        checks.check_vocabulary,
+        preparation_checks.check_vocabulary,
     ),
     "negatives first": Mutation(
         prepare,
         "for label in (POSITIVE, NEGATIVE) for ids",
         "for label in (NEGATIVE, POSITIVE) for ids",
-        checks.check_vocabulary,
+        preparation_checks.check_vocabulary,
     ),
     "reviews cut": Mutation(
         prepare,
         "numpy.fromiter(map(numbers.__getitem__, words), numpy.int32, len(words))",
         "numpy.fromiter(map(numbers.__getitem__, words[:2]), numpy.int32, len(words[:2]))",
-        checks.check_vocabulary,
+        preparation_checks.check_vocabulary,
     ),
     "positive is 1": Mutation(
         prepare,
         'POSITIVE if found[2] == "pos" else NEGATIVE',
         'NEGATIVE if found[2] == "pos" else POSITIVE',
-        checks.check_archive,
+        preparation_checks.check_archive,
     ),
     "unlabelled reviews are negative": Mutation(
-        prepare, r"(train|test)/(pos|neg)/", r"(train|test)/(pos|neg|unsup)/", checks.check_archive
+        prepare,
+        r"(train|test)/(pos|neg)/",
+        r"(train|test)/(pos|neg|unsup)/",
+        preparation_checks.check_archive,
     ),
     "a space for punctuation": Mutation(
         prepare,
         ".translate(None, PUNCTUATION)",
         '.translate(bytes.maketrans(PUNCTUATION, b" " * 32))',
-        checks.check_words,
+        preparation_checks.check_words,
     ),
-    "capitals stay": Mutation(prepare, ".lower().split()", ".split()", checks.check_words),
+    "capitals stay": Mutation(
+        prepare, ".lower().split()", ".split()", preparation_checks.check_words
+    ),
     "text as unicode": Mutation(
         prepare,
         'text.rstrip(b"\\r\\n").translate(None, PUNCTUATION).lower().split()',
         '[w.encode("latin-1", "replace") for w in'
         ' text.translate(None, PUNCTUATION).decode("latin-1").lower().split()]',
-        checks.check_words,
+        preparation_checks.check_words,
     ),
     "test rows among the train rows": Mutation(
         prepare,
@@ -264,44 +269,47 @@ MUTATIONS = {
         '                yield "train", label, text\n'
         "                if number % TEST_PERIOD == 0:\n"
         '                    yield "test", label, text\n',
-        checks.check_snippets,
+        preparation_checks.check_snippets,
     ),
     "unclear ratings stay": Mutation(
-        prepare, "MIN_RATING = 1.0", "MIN_RATING = 0.5", checks.check_snippets
+        prepare, "MIN_RATING = 1.0", "MIN_RATING = 0.5", preparation_checks.check_snippets
     ),
     "ratings of one left out": Mutation(
-        prepare, "abs(rating) >= MIN_RATING", "abs(rating) > MIN_RATING", checks.check_snippets
+        prepare,
+        "abs(rating) >= MIN_RATING",
+        "abs(rating) > MIN_RATING",
+        preparation_checks.check_snippets,
     ),
     "every fifth line, clear or not": Mutation(
         prepare,
         "                number += 1\n",
         "            number += 1\n",
-        checks.check_snippets,
+        preparation_checks.check_snippets,
     ),
     # --- the loop ---
     "mean over a full batch": Mutation(
         train,
         "num_processes() / size)",
         "num_processes() / config.batch_size)",
-        checks.check_trajectory,
+        training_checks.check_trajectory,
     ),
     "mean over each process's share": Mutation(
         train,
         "* (torch_support.num_processes() / size)",
         "/ size",
-        checks.check_gradient_is_mean_over_processes,
+        training_checks.check_gradient_is_mean_over_processes,
     ),
     "one word of each batch left out": Mutation(
-        train, "batch.step_words,", "batch.words[1:],", checks.check_trajectory
+        train, "batch.step_words,", "batch.words[1:],", training_checks.check_trajectory
     ),
     "gradients add up": Mutation(
         train,
         "                optimizer.zero_grad()\n",
         "                if step % 2 == 0:\n                    optimizer.zero_grad()\n",
-        checks.check_trajectory,
+        training_checks.check_trajectory,
     ),
     "steps counted from the epoch": Mutation(
-        train, "run.step + len(losses) + 1)", "step + 1)", checks.check_trajectory
+        train, "run.step + len(losses) + 1)", "step + 1)", training_checks.check_trajectory
     ),
 }
 

@@ -6,34 +6,34 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sentiment_analysis.tests import checks, oracles
+from sentiment_analysis.tests import checks, oracles, paddle_checks
 
 
 def test_forward_pass():
-    checks.check_paddle_forward()
+    paddle_checks.check_paddle_forward()
 
 
 def test_gradients():
-    checks.check_paddle_gradients()
+    paddle_checks.check_paddle_gradients()
 
 
 def test_training_with_our_epsilon():
-    checks.check_paddle_training()
+    paddle_checks.check_paddle_training()
 
 
 def test_training_with_paddles_epsilon():
-    checks.check_paddle_training_exactly()
+    paddle_checks.check_paddle_training_exactly()
 
 
 def test_the_plain_oracles_equal_paddle_too():
     """So what the other tests compare with is v0.5's science."""
-    fixture = checks.load_fixture()
-    weights = {name: fixture[f"initial_{name}"].double() for name in checks.PARAMETERS}
+    fixture = paddle_checks.load_fixture()
+    weights = {name: fixture[f"initial_{name}"].double() for name in paddle_checks.PARAMETERS}
     adam = oracles.PlainLazyAdam(weights, 5e-4, epsilon_inside=True)
     for number in range(12):
         texts = fixture["tokens"][number].split(fixture["lengths"][number].tolist())
         leaves = {name: value.clone().requires_grad_() for name, value in weights.items()}
-        logits = oracles.plain_logits(leaves, texts, checks.WIDTHS)
+        logits = oracles.plain_logits(leaves, texts, paddle_checks.WIDTHS)
         loss = functional.cross_entropy(logits, fixture["labels"][number])
         assert float(loss) == pytest.approx(float(fixture["losses"][number]), abs=1e-6)
         loss.backward()
@@ -45,7 +45,7 @@ def test_the_plain_oracles_equal_paddle_too():
 
 def test_loss_of_an_impossible_label():
     """Where Paddle's loss stays below 1e20, ours is that of the same probability."""
-    fixture = checks.load_fixture()
+    fixture = paddle_checks.load_fixture()
     of_label, losses = fixture["edge_probabilities"].double(), fixture["edge_losses"].double()
     for probability, expected in zip(of_label.tolist(), losses.tolist(), strict=True):
         if probability == 0:
@@ -60,7 +60,7 @@ def test_loss_of_an_impossible_label():
 
 def test_paddle_draws_one_stream():
     """What the option paddle_shared_stream imitates, and the limits of its values."""
-    fixture = checks.load_fixture()
+    fixture = paddle_checks.load_fixture()
     names = ("embedding", "filter_3", "filter_4", "output_3", "output_4")
     checks.assert_one_stream({name: fixture[f"init_{name}"] for name in names}, 1e-6)
     limits = (0.031182, 0.038273, 0.034233, 0.076472, 0.076472)

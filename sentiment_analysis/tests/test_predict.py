@@ -13,7 +13,7 @@ from sentiment_analysis.data import make_windows
 from sentiment_analysis.model import SequenceCNN
 from tests.benchmark_runs import Benchmark, assert_usage_error, run
 
-VOCABULARY = [str(number).encode() for number in range(399)] + [b"<unk>"]
+IDS_OF = {str(number).encode(): number for number in range(399)} | {b"<unk>": 399}
 POSITIVE_WORDS = "358 360 362 364 366 368"
 NEGATIVE_WORDS = "359 361 363 365 367 369"
 
@@ -62,7 +62,7 @@ def test_windows_share_out_the_whole_decision():
             bias.normal_()
     for words in (["1"], ["7", "7", "7"], ["5", "6", "7", "8", "none", "5", "6"]):
         encoded = [word.encode() for word in words]
-        finding = predict.explain(model, encoded, VOCABULARY)
+        finding = predict.explain(model, encoded, IDS_OF)
         ids = numpy.array([399 if word == "none" else int(word) for word in words])
         known, places = numpy.unique(ids, return_inverse=True)
         groups = make_windows(places, [len(ids)], len(known), (3, 4), torch.device("cpu"))
@@ -87,8 +87,8 @@ def test_a_window_is_named_by_the_words_that_won():
         model.filters[0][2, 0, 3] = 1.0  # the word itself; the filter begins two words before it
         model.filters[0][3, 0, 4] = 1.0
         model.output.weight.copy_(torch.tensor([[2.0], [0.0]]))
-    vocabulary = [b"0", b"1", b"2", b"3", b"4", b"<unk>"]
-    finding = predict.explain(model, [b"0", b"1", b"2", b"3", b"4", b"0"], vocabulary)
+    ids_of = {b"0": 0, b"1": 1, b"2": 2, b"3": 3, b"4": 4, b"<unk>": 5}
+    finding = predict.explain(model, [b"0", b"1", b"2", b"3", b"4", b"0"], ids_of)
     assert finding.windows == [(pytest.approx(4.0), 1, 5)]
 
 

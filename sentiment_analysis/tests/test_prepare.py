@@ -20,7 +20,7 @@ from harness.errors import UsageError
 from harness.options import REPOSITORY, RunOptions
 from sentiment_analysis import data, prepare
 from sentiment_analysis.config import MINI, REFERENCE
-from sentiment_analysis.tests import checks, oracles
+from sentiment_analysis.tests import oracles, preparation_checks
 
 COPY = dataclasses.replace(REFERENCE, dataset="imdb-copy", word_cutoff=2)
 FILES = {
@@ -42,7 +42,7 @@ def imdb(tmp_path, three_of_each):  # noqa: ARG001
     """A data folder with the archive of twelve reviews, a space in its path."""
     folder = tmp_path / "data of imdb"
     folder.mkdir()
-    checks.write_imdb(folder / "aclImdb_twelve.tar.gz")
+    preparation_checks.write_imdb(folder / "aclImdb_twelve.tar.gz")
     return folder
 
 
@@ -90,7 +90,7 @@ def list_or_refusal(archive):
 
 
 def test_words_of_hard_bytes():
-    checks.check_words()
+    preparation_checks.check_words()
 
 
 def test_words_equal_regular_expressions_on_random_bytes():
@@ -103,7 +103,7 @@ def test_words_equal_regular_expressions_on_random_bytes():
 
 
 def test_vocabulary_and_ids():
-    checks.check_vocabulary()
+    preparation_checks.check_vocabulary()
 
 
 def test_many_words_need_wider_ids():
@@ -122,11 +122,11 @@ def test_many_words_need_wider_ids():
 
 
 def test_archive_of_twelve_reviews():
-    checks.check_archive()
+    preparation_checks.check_archive()
 
 
 def test_snippets():
-    checks.check_snippets()
+    preparation_checks.check_snippets()
 
 
 # --- what is written ------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_snippets():
 @pytest.mark.usefixtures("three_of_each")
 def test_a_whole_preparation(tmp_path, kind, counted):
     archive = tmp_path / f"aclImdb_small.tar.{kind}"
-    checks.write_imdb(archive, kind)
+    preparation_checks.write_imdb(archive, kind)
     config = dataclasses.replace(COPY, vocabulary_from=counted)
     prepare.prepare(config, tmp_path)
     folder = only_folder(tmp_path)
@@ -147,14 +147,14 @@ def test_a_whole_preparation(tmp_path, kind, counted):
     assert {path.name for path in folder.iterdir()} == FILES
 
     halves = ("train", "test") if counted == "train_and_test" else ("train",)
-    words, expected = oracles.plain_numbering(checks.imdb_reviews(), 2, halves)
+    words, expected = oracles.plain_numbering(preparation_checks.imdb_reviews(), 2, halves)
     options = RunOptions(data_dir=tmp_path)
-    assert data.vocabulary(config, options) == words
-    loaded = data.load(config, options)
+    assert data.vocabulary(config, data.prepared(config, options)) == words
+    loaded = data.load(config, data.prepared(config, options))
     for half, reviews in loaded.items():
-        checks.assert_half(reviews, expected[half])
+        preparation_checks.assert_half(reviews, expected[half])
     num_train_words = sum(len(ids) for _, ids in expected["train"])
-    assert data.sizes(config, options) == (len(words), 6, 6, num_train_words)
+    assert data.sizes(config, data.prepared(config, options)) == (len(words), 6, 6, num_train_words)
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["source_sha256"] == digest
     done = subprocess.run(["sha256sum", "-c", "--strict", "MANIFEST.sha256"], cwd=folder)
@@ -165,17 +165,17 @@ def test_a_whole_preparation(tmp_path, kind, counted):
 def write_pinned_snippets(folder, table, monkeypatch):
     """An archive with this table, which counts as VADER's."""
     path = folder / prepare.SNIPPETS_ARCHIVE
-    checks.write_snippets(path, table)
+    preparation_checks.write_snippets(path, table)
     monkeypatch.setattr(prepare, "SNIPPETS_SHA256", prepare.file_digest(path))
 
 
 def test_snippets_through_the_command(tmp_path, monkeypatch, capsys):
-    write_pinned_snippets(tmp_path, checks.snippets_table(), monkeypatch)
+    write_pinned_snippets(tmp_path, preparation_checks.snippets_table(), monkeypatch)
     assert prepare.main(["mini", "--data-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == ""
-    halves = data.load(MINI, RunOptions(data_dir=tmp_path))
+    halves = data.load(MINI, data.prepared(MINI, RunOptions(data_dir=tmp_path)))
     assert [len(halves[half]) for half in ("train", "test")] == [9, 3]
-    words = data.vocabulary(MINI, RunOptions(data_dir=tmp_path))
+    words = data.vocabulary(MINI, data.prepared(MINI, RunOptions(data_dir=tmp_path)))
     assert words == [b"a", b"film", b"its", b"<unk>"]
     for reviews in halves.values():
         assert reviews.tokens.reshape(-1, 4).tolist() == [[0, 1, 3, 2]] * len(reviews)
@@ -194,14 +194,14 @@ def test_keyed_by_cutoff_vocabulary_and_digest(imdb):
     before = contents(first)
     prepare.prepare(dataclasses.replace(COPY, word_cutoff=1), imdb)
     prepare.prepare(dataclasses.replace(COPY, vocabulary_from="train"), imdb)
-    texts = {name: text + b" more" for name, text in checks.IMDB_TEXTS.items()}
-    checks.write_imdb(imdb / "aclImdb_twelve.tar.gz", "gz", texts)
+    texts = {name: text + b" more" for name, text in preparation_checks.IMDB_TEXTS.items()}
+    preparation_checks.write_imdb(imdb / "aclImdb_twelve.tar.gz", "gz", texts)
     assert prepare.find_prepared(COPY, imdb) is None
     with pytest.raises(UsageError, match="is not prepared"):
-        data.load(COPY, RunOptions(data_dir=imdb))
+        data.load(COPY, data.prepared(COPY, RunOptions(data_dir=imdb)))
     prepare.prepare(COPY, imdb)
     assert len(folders(imdb)) == 4
-    assert b"more" in data.vocabulary(COPY, RunOptions(data_dir=imdb))
+    assert b"more" in data.vocabulary(COPY, data.prepared(COPY, RunOptions(data_dir=imdb)))
     assert contents(first) == before
 
 
@@ -221,7 +221,7 @@ def test_a_cut_array_is_seen_before_training(imdb):
     path = only_folder(imdb) / "train_tokens.npy"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UsageError, match="is damaged") as caught:
-        data.check_files(COPY, RunOptions(data_dir=imdb))
+        data.load(COPY, data.prepared(COPY, RunOptions(data_dir=imdb)))
     assert "\n" not in str(caught.value)
 
 
@@ -281,7 +281,7 @@ def test_two_at_once_make_one(imdb):
 
 @pytest.mark.usefixtures("three_of_each")
 def test_another_archive_under_the_true_name(tmp_path):
-    checks.write_imdb(tmp_path / prepare.IMDB_ARCHIVE)
+    preparation_checks.write_imdb(tmp_path / prepare.IMDB_ARCHIVE)
     assert_refused(REFERENCE, tmp_path, "expected sha256 c40f74a1", "imdb-copy")
     prepare.prepare(COPY, tmp_path)  # as a copy it may be taken
 
@@ -297,29 +297,31 @@ def test_missing_and_ambiguous_archives(tmp_path):
     assert_refused(MINI, tmp_path, f"{prepare.SNIPPETS_ARCHIVE} is missing", "mini")
     assert_refused(COPY, tmp_path, "has 0 files")
     for name in ("aclImdb_a.tar.gz", "aclImdb_b.tar.xz"):
-        checks.write_imdb(tmp_path / name, name[-2:])
+        preparation_checks.write_imdb(tmp_path / name, name[-2:])
     assert_refused(COPY, tmp_path, "has 2 files")
     assert_refused(REFERENCE, tmp_path, "is another archive", "--dataset imdb-copy")
 
 
 @pytest.mark.parametrize("lacking", ["test/neg/1_1", "train/pos/0_9"])
 def test_a_review_too_few(imdb, lacking):
-    texts = {name: text for name, text in checks.IMDB_TEXTS.items() if name != lacking}
-    checks.write_imdb(imdb / "aclImdb_twelve.tar.gz", "gz", texts)
+    texts = {name: text for name, text in preparation_checks.IMDB_TEXTS.items() if name != lacking}
+    preparation_checks.write_imdb(imdb / "aclImdb_twelve.tar.gz", "gz", texts)
     half = lacking.split("/")[0]
     assert_refused(COPY, imdb, f"expected 3 {half} reviews of each label", "found [")
 
 
 def test_a_label_without_reviews(imdb):
-    texts = {name: text for name, text in checks.IMDB_TEXTS.items() if "test/pos" not in name}
-    checks.write_imdb(imdb / "aclImdb_twelve.tar.gz", "gz", texts)
+    texts = {
+        name: text for name, text in preparation_checks.IMDB_TEXTS.items() if "test/pos" not in name
+    }
+    preparation_checks.write_imdb(imdb / "aclImdb_twelve.tar.gz", "gz", texts)
     assert_refused(COPY, imdb, "test half lacks reviews of a label")
 
 
 @pytest.mark.parametrize("text", [b"", b"\r\n", b" ... !?\n"])
 def test_a_review_without_words(imdb, text):
-    texts = {**checks.IMDB_TEXTS, "train/neg/1_1": text}
-    checks.write_imdb(imdb / "aclImdb_twelve.tar.gz", "gz", texts)
+    texts = {**preparation_checks.IMDB_TEXTS, "train/neg/1_1": text}
+    preparation_checks.write_imdb(imdb / "aclImdb_twelve.tar.gz", "gz", texts)
     assert_refused(COPY, imdb, "train half has no word")
 
 
@@ -327,7 +329,7 @@ def test_a_review_without_words(imdb, text):
 def test_cut_archives(imdb, kind):
     """At whatever byte: a member is cut, or reviews are missing."""
     archive = imdb / "aclImdb_twelve.tar.gz"
-    checks.write_imdb(archive, kind)
+    preparation_checks.write_imdb(archive, kind)
     whole = archive.read_bytes()
     refused = 0
     for size in [*range(0, len(whole) - 60, 41), len(whole) - 1]:
@@ -336,7 +338,7 @@ def test_cut_archives(imdb, kind):
         if isinstance(found, str):
             refused += 1
         else:
-            assert found == checks.imdb_reviews()[: len(found)]
+            assert found == preparation_checks.imdb_reviews()[: len(found)]
             if len(found) < 12:
                 assert_refused(COPY, imdb)
     assert refused > 0
@@ -346,7 +348,7 @@ def test_cut_archives(imdb, kind):
 def test_damaged_archives(imdb, kind):
     """Bytes changed: refused, or read; never a traceback."""
     archive = imdb / "aclImdb_twelve.tar.gz"
-    checks.write_imdb(archive, kind)
+    preparation_checks.write_imdb(archive, kind)
     whole = bytearray(archive.read_bytes())
     generator = random.Random(4)
     refused = 0
@@ -372,11 +374,11 @@ def test_no_archive_at_all(imdb, content):
 def test_cut_snippets(tmp_path):
     """The one file that is read is whole or refused; prepare() takes the pinned digest alone."""
     archive = tmp_path / prepare.SNIPPETS_ARCHIVE
-    table = checks.snippets_table() + b"".join(
+    table = preparation_checks.snippets_table() + b"".join(
         b"%d\t2.0\t%s\r\n" % (number, random.Random(number).randbytes(20).hex().encode())
         for number in range(200)
     )
-    checks.write_snippets(archive, table)
+    preparation_checks.write_snippets(archive, table)
     whole = archive.read_bytes()
     expected = list(prepare.read_snippets(archive))
     for size in range(4, len(whole), 97):
@@ -391,7 +393,7 @@ def test_cut_snippets(tmp_path):
 
 @pytest.mark.parametrize("line", [b"no tabs at all", b"7\thigh\ttext", b"7\t1.0"])
 def test_lines_that_are_not_vaders(tmp_path, monkeypatch, line):
-    table = checks.snippets_table() + line + b"\r\n"
+    table = preparation_checks.snippets_table() + line + b"\r\n"
     write_pinned_snippets(tmp_path, table, monkeypatch)
     assert_refused(MINI, tmp_path, prepare.SNIPPETS_MEMBER, "download it again")
 
@@ -419,8 +421,8 @@ def test_real_copy_of_imdb(tmp_path, shared_imdb):
     print(f"{took_s:.1f} s of one core")
     assert took_s < 15
     options = RunOptions(data_dir=tmp_path)
-    halves = data.load(config, options)
-    words = data.vocabulary(config, options)
+    halves = data.load(config, data.prepared(config, options))
+    words = data.vocabulary(config, data.prepared(config, options))
     assert len(words) == 5_145
     assert words[:5] == [b"the", b"and", b"a", b"of", b"to"]
     for reviews in halves.values():

@@ -1,11 +1,8 @@
 """The real entry points in subprocesses, on the tiny preset: contract, kill and resume, faults."""
 
-import contextlib
 import json
-import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +17,11 @@ from tests.benchmark_runs import (
     TIME,
     Benchmark,
     assert_right_log,
+    assert_same_torch_training,
     assert_speed,
     assert_usage_error,
+    disk_of,
+    fill,
     finish,
     last_run,
     loss_values,
@@ -30,6 +30,7 @@ from tests.benchmark_runs import (
     record_of,
     run,
     start,
+    torch_state,
 )
 
 BENCHMARK = Benchmark("sentiment_analysis")
@@ -38,23 +39,6 @@ STEPS_PER_EPOCH = 32
 """Of the tiny preset."""
 NUM_STEPS = 96
 """Of a run that never reaches its target."""
-
-
-def state(folder):
-    """Weights of a run's last checkpoint."""
-    path = max(folder.glob("checkpoints/*.pt"))
-    return torch.load(path, weights_only=True)["model"]
-
-
-def assert_same_training(folder, expected):
-    """Losses and last state, bit for bit."""
-    assert losses(folder) == losses(expected)
-    ours, others = state(folder), state(expected)
-    assert ours.keys() == others.keys()
-    assert all(torch.equal(value, others[name]) for name, value in ours.items())
-    records = [json.loads((path / "run.json").read_text()) for path in (folder, expected)]
-    one, other = ([(e["step"], e["quality"]) for e in r["evaluations"]] for r in records)
-    assert one == other
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +113,7 @@ def test_dropout_is_the_same_after_a_resumption(tmp_path):
     done = finish(BENCHMARK.start_killed(13, "SIGKILL", broken, *options))
     assert done.returncode == -signal.SIGKILL
     assert BENCHMARK.train(broken, *options, "--resume").returncode == 1
-    assert_same_training(last_run(broken), only_run(whole))
+    assert_same_torch_training(last_run(broken), only_run(whole))
 
 
 def test_num_steps_prints_throughput_and_an_estimate(tmp_path):
@@ -216,7 +200,7 @@ def test_missing_data(tmp_path):
 
 def test_the_same_seed_twice_is_bitwise_the_same(tmp_path, unbroken):
     assert BENCHMARK.train(tmp_path, *NEVER_REACHED).returncode == 1
-    assert_same_training(only_run(tmp_path), unbroken)
+    assert_same_torch_training(only_run(tmp_path), unbroken)
 
 
 def test_another_seed_is_another_run(tmp_path, unbroken):
@@ -233,7 +217,7 @@ def test_killed_three_times_and_resumed_is_bitwise_the_same(tmp_path, unbroken):
     done = BENCHMARK.train(tmp_path, *NEVER_REACHED, "--resume")
     assert done.returncode == 1, done.stderr
     assert "going on with" in done.stderr
-    assert_same_training(last_run(tmp_path), unbroken)
+    assert_same_torch_training(last_run(tmp_path), unbroken)
 
 
 @pytest.mark.parametrize(("name", "step"), [("SIGTERM", 12), ("SIGINT", 50)])
@@ -254,7 +238,7 @@ def test_a_signal_leaves_a_checkpoint_and_a_closed_log(tmp_path, unbroken, name,
     assert position["step"] in (step, step + 1)
     done = BENCHMARK.train(results, *NEVER_REACHED, "--resume")
     assert done.returncode == 1
-    assert_same_training(folder, unbroken)
+    assert_same_torch_training(folder, unbroken)
     assert_right_log(folder, done.stdout, tmp_path)
 
 
@@ -307,8 +291,8 @@ def test_two_processes_equal_one(tmp_path, halves):
     assert status.read_text() == "1\n"
     assert done.stdout.count("STARTING") == 1  # only the first process speaks
     assert loss_values(only_run(two)) == pytest.approx(loss_values(only_run(one)), abs=1e-5)
-    expected = state(only_run(one))
-    for name, value in state(only_run(two)).items():
+    expected = torch_state(only_run(one))
+    for name, value in torch_state(only_run(two)).items():
         assert torch.allclose(value, expected[name], rtol=0, atol=1e-5), name
     first, second = record_of(one), record_of(two)
     assert [e["quality"] for e in first["evaluations"]] == [
@@ -341,25 +325,8 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MiB."""
-    folder = tmp_path / "small disk"
-    folder.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def fill(folder, leave_bytes):
-    """Take the room of a file system, but for about so much."""
-    ballast = os.open(folder / "ballast", os.O_CREAT | os.O_WRONLY)
-    with contextlib.suppress(OSError):
-        while True:
-            os.write(ballast, b"x" * 1024)
-    os.truncate(folder / "ballast", max(0, os.fstat(ballast).st_size - leave_bytes))
-    os.close(ballast)
+    with disk_of("1m", tmp_path) as folder:
+        yield folder
 
 
 def test_a_disk_full_from_the_start(small_disk):
@@ -397,4 +364,4 @@ def test_a_damaged_checkpoint_is_refused_and_the_previous_used(tmp_path, unbroke
     done = BENCHMARK.train(tmp_path, *NEVER_REACHED, "--resume")
     assert done.returncode == 1
     assert f"checkpoint {newest.stem} is damaged" in done.stderr
-    assert_same_training(only_run(tmp_path), unbroken)
+    assert_same_torch_training(only_run(tmp_path), unbroken)
